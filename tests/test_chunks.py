@@ -1,136 +1,16 @@
-"""Long estimates in pieces: cut off and taken up again, shared over processes, told of; the same
-answer each time."""
+"""Long estimates in pieces: shared over processes, told of; the same answer each time."""
 
 import json
 import re
-from functools import cache
 
 import pytest
 import torch
+from estimates import EVERY, INTEGERS, LATTICE, LEVELS, NARROW, fields, of_levels, of_paths
 from points import answers
 
-from vdiff.decoder import Categorical, Gaussian
-from vdiff.likelihood import (
-    Hutchinson,
-    Share,
-    TruncatedNormal,
-    Uniform,
-    compare,
-    dequantized_ode,
-    evaluate,
-    immse,
-    ode_likelihood,
-)
+from vdiff.likelihood import Share, Uniform, dequantized_ode
 from vdiff.likelihood.chunks import OtherProcessFailed, Run, run_in_chunks
 from vdiff.likelihood.digest import state_key
-from vdiff.likelihood.importance import path_importance
-from vdiff.oracle import GaussianMixture, Lattice
-from vdiff.profile import Profile
-from vdiff.schedule import Linear
-
-DATA = GaussianMixture([0.3, 0.7], [[-1.0, 0.4], [0.6, -0.2]], [[0.04, 0.3], [0.09, 0.2]])
-X = DATA.sample(7, torch.Generator().manual_seed(0))
-LEVELS = Categorical(4)
-LATTICE = Lattice(LEVELS.level_values, [0.4, 0.3, 0.2, 0.1])
-INTEGERS = torch.arange(4).repeat(2)[:7, None]
-NARROW = Linear(6.0, -8.0)
-
-
-def of_ode(**options):
-    return ode_likelihood(
-        DATA, X, schedule=NARROW, trace=Hutchinson(probes=3), tolerance=1e-3, audit=True, **options
-    )
-
-
-def of_levels(**options):
-    given = {
-        "dequantization": TruncatedNormal(LEVELS, 6.0),
-        "samples": 2,
-        "audit": True,
-        "tolerance": 1e-3,
-    }
-    return dequantized_ode(LATTICE, INTEGERS, schedule=NARROW, **given, **options)
-
-
-def of_paths(**options):
-    return path_importance(
-        DATA,
-        X,
-        schedule=NARROW,
-        decoder=Gaussian(),
-        steps=3,
-        samples=2,
-        **{"replicates": 3, "batch": 4} | options,
-    )
-
-
-def of_error(**options):
-    return immse(
-        DATA,
-        X,
-        schedule=NARROW,
-        gaussian=DATA.matched(),
-        draws=4,
-        replicates=3,
-        **{"batch": 12} | options,
-    )
-
-
-EVERY = {"ODE": of_ode, "dequantised ODE": of_levels, "paths": of_paths, "I-MMSE": of_error}
-BATCHES = {"ODE": 2, "dequantised ODE": 2, "paths": 4, "I-MMSE": 12}
-
-
-class Stopped(Exception):
-    """What cuts an estimate off."""
-
-
-def fields(found):
-    """Every tensor of a result."""
-    return {name: v for name, v in vars(found).items() if isinstance(v, torch.Tensor)}
-
-
-@cache
-def undisturbed(name):
-    """The result, and how many states another estimate keeps."""
-    kept = []
-    EVERY[name](batch=BATCHES[name], checkpoint=kept.append)
-    return EVERY[name](batch=BATCHES[name]), len(kept)
-
-
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("after", [1, 3])
-def test_an_estimate_goes_on_where_it_was_cut_off(name, after):
-    (whole, every), kept, told = undisturbed(name), [], []
-
-    def checkpoint(state):
-        kept.append({word: v.clone() for word, v in state.items()})
-        if len(kept) == after:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        EVERY[name](batch=BATCHES[name], checkpoint=checkpoint)
-    rest = []
-    again = EVERY[name](
-        batch=BATCHES[name],
-        resume=kept[-1],
-        checkpoint=rest.append,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    for word, v in fields(whole).items():
-        assert torch.equal(fields(again)[word], v), word
-    assert again.protocol == whole.protocol
-    assert len(rest) == every - after == len(told) > 0
-    assert told[-1][0] == told[-1][1]
-    with pytest.raises(
-        ValueError, match="'resume' must be the state of this evaluation; got that of another"
-    ):
-        EVERY[name](batch=BATCHES[name], seed=5, resume=kept[-1])
-    with pytest.raises(
-        ValueError, match="'resume' must be the state of this evaluation; got that of another"
-    ):
-        EVERY[name](
-            batch=BATCHES[name], resume=kept[-1], record={"weights file": "of another model"}
-        )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -149,129 +29,6 @@ def test_two_shares_make_a_whole(name):
     for word, v in fields(whole).items():
         torch.testing.assert_close(fields(both)[word], v)
     assert both.protocol["processes"] == 2
-
-
-def test_a_comparison_goes_on_where_it_was_cut_off():
-    wrong, setting = (
-        Lattice(LEVELS.level_values, [0.3, 0.3, 0.2, 0.2]),
-        {"schedule": NARROW, "decoder": LEVELS, "draws": 8, "batch": 16},
-    )
-    data = INTEGERS.repeat(10, 1)
-    whole, kept = compare(LATTICE, wrong, data, tolerance=0.05, **setting), []
-
-    def checkpoint(state):
-        kept.append({word: v.clone() for word, v in state.items()})
-        if len(kept) == 20:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        compare(LATTICE, wrong, data, tolerance=0.05, checkpoint=checkpoint, **setting)
-    rest = []
-    again = compare(
-        LATTICE, wrong, data, tolerance=0.05, resume=kept[-1], checkpoint=rest.append, **setting
-    )
-    assert again.difference == whole.difference
-    assert again.asdict() == whole.asdict()
-    assert rest
-    with pytest.raises(
-        ValueError, match="compare: argument 'resume' must be the state of this evaluation"
-    ):
-        compare(
-            LATTICE,
-            wrong,
-            data,
-            tolerance=0.05,
-            resume=kept[-1],
-            record={"against": "another"},
-            **setting,
-        )
-
-
-def test_a_state_knows_what_the_model_was_told_and_where_it_looked():
-    """Labels, ends of the schedule, decoder and prior: with any of them changed there is nothing
-    to go on from."""
-    kept: list = []
-    labels = torch.arange(7)
-
-    def model(z, logsnr, label):
-        return DATA(z, logsnr)
-
-    ode_likelihood(
-        model,
-        X,
-        schedule=NARROW,
-        tolerance=1e-2,
-        prior=DATA.matched(),
-        checkpoint=kept.append,
-        condition={"label": labels},
-    )
-    known = {"schedule": NARROW, "condition": {"label": labels}, "prior": DATA.matched()}
-    ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known)
-    for change in (
-        {"condition": {"label": labels.flip(0)}},
-        {"schedule": Linear(5.0, -8.0)},
-        {"prior": None},
-        {"prior": DATA},
-    ):
-        with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
-            ode_likelihood(model, X, tolerance=1e-2, resume=kept[-1], **known | change)
-    setting = {"schedule": NARROW, "decoder": LEVELS, "draws": 8}
-    evaluate(LATTICE, INTEGERS, checkpoint=kept.append, **setting)
-    for change in (
-        {"schedule": Linear(5.0, -8.0)},
-        {"decoder": Categorical(4, levels_at_ends=True)},
-        {"steps": 4},
-    ):
-        with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
-            evaluate(LATTICE, INTEGERS, resume=kept[-1], **setting | change)
-
-
-@pytest.mark.parametrize("tolerance", [None, 0.1])
-def test_a_profile_has_seen_everything_after_a_pause(tolerance):
-    """And what it had seen before stays."""
-    setting = {
-        "schedule": NARROW,
-        "decoder": LEVELS,
-        "draws": 8,
-        "batch": 16,
-        "tolerance": tolerance,
-    }
-    data, kept = INTEGERS.repeat(10, 1), []
-
-    def profile():
-        made = Profile(logsnr_max=6.0, logsnr_min=-8.0, bins=7)
-        made.update(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
-        return made
-
-    def checkpoint(state):
-        kept.append({word: v.clone() for word, v in state.items()})
-        if len(kept) == 4:
-            raise Stopped
-
-    whole, cut = profile(), profile()
-    evaluate(LATTICE, data, profile=whole, **setting)
-    with pytest.raises(Stopped):
-        evaluate(LATTICE, data, profile=cut, checkpoint=checkpoint, **setting)
-    again = profile()
-    evaluate(LATTICE, data, profile=again, resume=kept[-1], **setting)
-    torch.testing.assert_close(again.sums, whole.sums, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="'resume' must be the state of this evaluation"):
-        evaluate(
-            LATTICE,
-            data,
-            profile=Profile(logsnr_max=6.0, logsnr_min=-8.0, bins=9),
-            resume=kept[-1],
-            **setting,
-        )
-    doubled = profile()  # two processes that saw the same: their sum
-    evaluate(
-        LATTICE,
-        data,
-        profile=doubled,
-        share=Share(0, 1, lambda v: 2 * v if v.shape == (6, 7) else v),
-        **setting,
-    )
-    torch.testing.assert_close(doubled.sums - profile().sums, 2 * (whole.sums - profile().sums))
 
 
 def test_pieces_are_batches_of_what_is_left_of_a_share():
@@ -352,7 +109,7 @@ def test_where_one_process_fails_all_do():
 PROGRAM = """
 import json, sys, torch, torch.distributed as dist
 sys.path.insert(0, "tests")
-from test_chunks import of_levels, of_paths
+from estimates import of_levels, of_paths
 from vdiff.flow import SolverError
 from vdiff.likelihood.chunks import OtherProcessFailed
 from vdiff.training.ranks import share_of_rank

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from points import launch
-from test_disk import at_most
+from written_runs import at_most
 
 from vdiff.cli import main
 from vdiff.cli.numbered import name_of

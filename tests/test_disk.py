@@ -1,37 +1,25 @@
 """What the library writes: whole or not at all, where it was asked for, and nowhere else."""
 
-import errno
-import json
 import os
-import signal
 import stat
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cifar_files import file_of
+from written_runs import EVALUATE, OUTPUTS, VICTIM, at_most, call, trained
 
-from vdiff.cli import evaluate as evaluation
 from vdiff.cli import main
 from vdiff.data import download as downloads
 from vdiff.data import patches
-from vdiff.disk import atomic_write, check_output, open_regular, remove_stale, write_text
-from vdiff.training import Config, Run, train
+from vdiff.disk import atomic_write, open_regular, remove_stale, write_text
 from vdiff.training.weights import save_tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and modes of POSIX")
-CONFIG = Config(
-    network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4
-)
-IMAGES = torch.randint(0, 17, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-EVALUATE = ["--data", "digits", "--draws", "2", "--replicates", "2", "--device", "cpu", "--quiet"]
+
 SAMPLE = ["sample", "RUN", "--count", "2", "--steps", "2", "--gif", "--quiet"]
-VICTIM = "mine, and nobody else's"
 
 
 @pytest.fixture
@@ -46,12 +34,6 @@ def victim(tmp_path: Path) -> Path:
 def assert_untouched(victim: Path) -> None:
     assert victim.read_text() == VICTIM
     assert stat.S_IMODE(victim.stat().st_mode) == 0o600
-
-
-def trained(folder: Path) -> Run:
-    with Run.open(folder, CONFIG) as run:
-        train(CONFIG.objective(), IMAGES, CONFIG, run=run, every=1, quiet=True)
-    return run
 
 
 def text_writer(path: Path) -> None:
@@ -189,34 +171,6 @@ def test_nothing_that_lies_in_a_run_folder_leads_outside_or_hangs(name, kind, tm
     assert_untouched(victim)
 
 
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Fail where something waits for ever, as a pipe without a reader does."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError(f"still there after {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_the_folder_of_checkpoints_may_be_a_link(tmp_path):
-    """To another disk, as many have it."""
-    (tmp_path / "large").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "large")
-    trained(tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "large").iterdir()) == [
-        "step-00000001",
-        "step-00000002",
-    ]
-
-
 CONTENT = bytes(range(256)) * 4
 FILE = file_of("file.bin", CONTENT)
 
@@ -251,15 +205,6 @@ def test_a_link_in_the_place_of_unfinished_patches_is_not_followed(tmp_path, mon
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["mine"]
 
 
-OUTPUTS = {"evaluate": ("--out", "x.json"), "describe": ("--figure", "x.png")}
-
-
-def call(command: str, run: Path, path: Path) -> int:
-    if command == "evaluate":
-        return main(["evaluate", str(run), *EVALUATE, "--out", str(path)])
-    return main(["describe", "edm", "--figure", str(path)])
-
-
 @pytest.mark.parametrize("command", OUTPUTS)
 def test_what_exists_and_is_no_file_is_no_output(command, tmp_path, victim, capsys):
     run = trained(tmp_path / "run").folder
@@ -283,129 +228,3 @@ def test_what_exists_and_is_no_file_is_no_output(command, tmp_path, victim, caps
     assert_untouched(victim)
     assert call(command, run, place) == 0
     assert call(command, run, place) == 0  # an older output is replaced
-
-
-@pytest.mark.parametrize("command", OUTPUTS)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ema.safetensors",
-        "config.json",
-        "log.jsonl",
-        ".lock",
-        "checkpoints/step-00000002/meta.json",
-        "../run/ema.safetensors",
-    ],
-)
-def test_the_files_of_a_run_are_no_output(command, name, tmp_path, capsys):
-    run = trained(tmp_path / "run").folder
-    before = (run / name).read_bytes()
-    assert call(command, run, run / name) == 2
-    assert "be no file of a run itself" in capsys.readouterr().err
-    assert (run / name).read_bytes() == before
-
-
-def test_the_program_s_own_devices_stay(tmp_path):
-    for path in ("/dev/null", "/dev/stdout"):
-        with pytest.raises(ValueError, match="must be a new file or one to replace"):
-            check_output("out", Path(path))
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
-        (OSError("cannot write mode F as PNG"), "cannot write mode F as PNG"),
-    ],
-)
-def test_an_error_of_a_disk_names_the_file_that_was_asked_for(error, says, tmp_path):
-    with pytest.raises(OSError, match=r"Errno 28|cannot write") as raised:  # noqa: SIM117
-        with atomic_write(tmp_path / "numbers.json"):
-            raise error
-    named = f": '{tmp_path / 'numbers.json'}'" if error.errno else ""
-    assert str(raised.value) == says + named
-
-
-@pytest.mark.parametrize("name", ["samples.npz", "samples.png"])
-def test_older_samples_stay_where_new_ones_cannot_be_written(name, tmp_path, capsys, monkeypatch):
-    run = trained(tmp_path / "run").folder
-    words = ["sample", str(run), "--count", "2", "--steps", "2", "--quiet"]
-    assert main(words) == 0
-    before = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
-
-    def full(place, *_, **__):
-        Path(place).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    from PIL import Image
-
-    if name == "samples.npz":
-        monkeypatch.setattr(np, "savez", full)
-    else:
-        monkeypatch.setattr(Image.Image, "save", lambda self, place, **_: full(place))
-    assert main([*words, "--seed", "0"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
-    after = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
-    assert after.keys() == before.keys()
-    assert after[name] == before[name]
-
-
-@pytest.mark.parametrize("kind", ["file", "pipe", "broken link"])
-def test_a_folder_of_samples_that_cannot_be_is_named_before_sampling(
-    kind, tmp_path, capsys, monkeypatch
-):
-    run, out = trained(tmp_path / "run").folder, tmp_path / "out"
-    {
-        "file": lambda: out.write_text(VICTIM),
-        "pipe": lambda: os.mkfifo(out),
-        "broken link": lambda: out.symlink_to("none"),
-    }[kind]()
-    monkeypatch.setattr("vdiff.cli.sample.trajectory", lambda *_, **__: pytest.fail("sampled"))
-    assert (
-        main(["sample", str(run), "--count", "2", "--steps", "2", "--quiet", "--out", str(out)])
-        == 2
-    )
-    assert "'out' must be a folder" in capsys.readouterr().err
-
-
-def test_numbers_are_printed_before_they_are_written(tmp_path, capsys, monkeypatch):
-    """A disk that is full leaves them on the screen, and says so."""
-    run = trained(tmp_path / "run").folder
-
-    def full(path, text):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(evaluation, "write_text", full)
-    assert main(["evaluate", str(run), *EVALUATE]) == 2
-    printed = capsys.readouterr()
-    assert "total, 95 %" in printed.out
-    assert "No space left on device" in printed.err
-
-
-@pytest.mark.parametrize("error", ["os", "safetensors"])
-def test_an_evaluation_goes_on_where_its_state_cannot_be_kept(
-    error, tmp_path, capsys, monkeypatch
-):
-    from safetensors import SafetensorError
-
-    run = trained(tmp_path / "run").folder
-
-    def full(*_, **__):
-        text = "No space left on device"
-        raise (
-            OSError(errno.ENOSPC, text)
-            if error == "os"
-            else SafetensorError(f"I/O error: {text} (os error 28)")
-        )
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.warns(
-        UserWarning,
-        match=(
-            r"the state of the evaluation is not kept, which continues: .*No space left.*bytes "
-            r"needed, .*free"
-        ),
-    ):
-        assert main(["evaluate", str(run), *EVALUATE]) == 0
-    assert json.loads((run / "evaluation.json").read_text())["total"]["value"] > 0
-    assert "total, 95 %" in capsys.readouterr().out

@@ -1,51 +1,30 @@
-"""`evaluate` and `compare` of some dimensions given the others: closed forms, ratios of sums, and
-what a mask changes beside the number."""
+"""`evaluate` and `compare` of some dimensions given the others: closed forms, and what a mask
+changes beside the number."""
 
 import math
-import re
 
-import numpy as np
 import pytest
 import torch
-from conditionals import Told, exact_bound
+from conditionals import Told
+from masked_laws import COVARIANCE, HIGH, LOW, NORMAL, PLAIN, SETTING, SMALL, by_dim, closed_form
 from scipy import stats
 
-from vdiff import Denoiser, Prediction
-from vdiff.decoder import Categorical, Decoder, Gaussian
-from vdiff.gaussian import per_example
-from vdiff.likelihood import Replicated, Share, VarianceReduction, compare, evaluate
+from vdiff import Denoiser
+from vdiff.decoder import Categorical
+from vdiff.likelihood import Share, VarianceReduction, compare, evaluate
 from vdiff.likelihood.chunks import StateMismatch
-from vdiff.likelihood.estimate import RunningMoments, spread_error
-from vdiff.parameterization import Eps, X
+from vdiff.parameterization import X
 from vdiff.profile import Profile
 from vdiff.schedule import Linear
 
-HIGH, LOW = 12.0, -12.0  # given dimensions are told λ = 12: e^{−12} of noise
-ENDS = Linear(HIGH, LOW)
-COVARIANCE = [[1.0, 0.8, 0.3], [0.8, 1.5, 0.5], [0.3, 0.5, 0.7]]
-NORMAL = Told([1.0], [[0.2, 0.0, -0.1]], [COVARIANCE])
 MIXTURE = Told(
     [0.4, 0.6],
     [[-1.0, 0.5], [0.8, -0.6]],
     [[[0.3, 0.2], [0.2, 0.4]], [[0.2, -0.1], [-0.1, 0.3]]],
 )
-SMALL = VarianceReduction(pilot=512)
-PLAIN = VarianceReduction.plain()
-SETTING = {"schedule": ENDS, "decoder": Gaussian()}
-ALL = object()
+
 # a few draws of a density of its own, in small tests
 pytestmark = pytest.mark.filterwarnings("ignore:(evaluate|compare). .*draws?")
-
-
-def closed_form(model, x, modelled, given=ALL):
-    """The bounds of the exact denoiser, nats (n,), for masks of each example."""
-    given = ~modelled if given is ALL else given
-    rows = zip(x, modelled.expand_as(x), given.expand_as(x), strict=True)
-    every = [
-        exact_bound(model.given(row, m, g), row[m], HIGH, LOW) if m.any() else 0.0
-        for row, m, g in rows
-    ]
-    return torch.tensor(every, dtype=torch.float64)
 
 
 def errors_off(report, nats, dims):
@@ -138,104 +117,6 @@ def test_the_interval_of_a_masked_bound_in_500_evaluations():
     held = intervals(500)
     print(f"{held} of 500 intervals hold the closed form")
     assert 0.93 * 500 <= held <= 0.97 * 500
-
-
-def test_the_total_is_a_ratio_of_sums_with_the_error_of_a_ratio():
-    x = NORMAL.sample(12, 6)
-    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.6
-    report = evaluate(NORMAL, x, **SETTING, draws=8, plan=SMALL, mask=mask)
-    dims = mask.sum(1).double()
-    bits, counted = report.by_image * dims, int((dims > 0).sum())
-    ratio = bits.sum() / dims.sum()
-    assert report.total.value == pytest.approx(ratio.item(), rel=1e-12)
-    residuals = bits - ratio * dims
-    error = (residuals.square().sum() * counted / (counted - 1)).sqrt() / dims.sum()
-    assert report.total.images == pytest.approx(error.item(), rel=1e-12)
-    assert report.total.count == counted
-    of_sums = bits.std() / math.sqrt(len(x)) / dims.mean()  # as if all had the same number
-    assert abs(error / of_sums - 1) > 0.05
-    curve = report.diagnostics.curve
-    parts = report.prior, report.diffusion, report.reconstruction
-    assert sum(part.value for part in parts) == pytest.approx(report.total.value, rel=1e-9)
-    assert curve.value.sum().item() == pytest.approx(report.diffusion.value, rel=1e-9)
-
-
-def test_the_error_of_a_ratio_is_the_spread_of_ratios_over_sets_of_images():
-    """Values that grow with the number of dimensions, which varies by a factor of ten."""
-    generator = np.random.default_rng(0)
-    sets, n = 2000, 80
-    dims = generator.integers(1, 11, (sets, n))
-    values = 3.0 * dims + dims * generator.normal(size=(sets, n))
-    ratios, errors = [], []
-    for d, v in zip(torch.tensor(dims), torch.tensor(values), strict=True):
-        moments = RunningMoments.empty(1, n)
-        for _ in range(2):
-            moments.add(torch.arange(n), v[None])
-        (estimate,) = moments.estimates(1 / d.double().mean().item(), dims=d)
-        ratios.append(estimate.value)
-        errors.append(estimate.images)
-    assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.06)
-    held = np.abs(np.array(ratios) - 3) < stats.t.ppf(0.975, n - 1) * np.array(errors)
-    assert 0.93 < held.mean() < 0.97
-
-
-def test_an_image_without_a_modelled_dimension_counts_nothing():
-    x = NORMAL.sample(9, 7)
-    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.6
-    mask[-1] = False
-    setting = SETTING | {"draws": 8, "plan": PLAIN}
-    found = evaluate(NORMAL, x, **setting, mask=mask)
-    fewer = evaluate(NORMAL, x[:-1], **setting, mask=mask[:-1])
-    assert found.by_image[-1] == 0
-    for name in ("value", "monte_carlo", "images", "freedom", "count"):
-        one, other = (getattr(report.total, name) for report in (found, fewer))
-        assert one == pytest.approx(other, rel=1e-12)
-
-
-def test_the_draws_of_an_image_without_a_modelled_dimension_are_zero():
-    """Its part of the pilot's baseline too."""
-    x, states = NORMAL.sample(5, 16), []
-    mask = torch.tensor([True, True, True, False, True])[:, None]
-    evaluate(NORMAL, x, **SETTING, draws=4, plan=SMALL, mask=mask, checkpoint=states.append)
-    assert not states[-1]["mean"][:, 3].any()
-    assert not states[-1]["curve"][3].any()
-    assert states[-1]["mean"][1].count_nonzero() == 4
-
-
-def test_images_without_a_modelled_dimension_cost_nothing_and_spoil_no_fit():
-    """The pilot, the density and the controls are those of the other images."""
-    x = torch.cat([NORMAL.sample(20, 17), 50.0 + torch.zeros(80, 3, dtype=torch.float64)])
-    mask, calls = torch.zeros(100, 3, dtype=torch.bool), []
-    mask[:20, :2] = True
-
-    def counting(z, logsnr):
-        calls.append(len(z))
-        return NORMAL(z, logsnr)
-
-    setting = SETTING | {"draws": 8, "plan": SMALL}
-    found, steps = [], []
-    for rows in (slice(20), slice(100)):
-        calls.clear()
-        options = {"mask": mask[rows], "progress": lambda done, total: steps.append((done, total))}
-        found.append(evaluate(counting, x[rows], **setting, **options))
-        assert steps[-1] == (sum(calls), sum(calls))
-    alone, among = found
-    assert among.total.value == pytest.approx(alone.total.value, rel=1e-12)
-    assert among.total.monte_carlo == pytest.approx(alone.total.monte_carlo, rel=1e-9)
-    assert among.protocol["evaluations"] == alone.protocol["evaluations"] == sum(calls)
-    assert among.diagnostics.draws == alone.diagnostics.draws
-    assert among.diagnostics.effective == pytest.approx(alone.diagnostics.effective, rel=1e-9)
-
-
-def test_the_error_over_images_does_not_divide_by_images_that_count_nothing():
-    nats, dims = torch.tensor([2.0, 5.0, 0.0, 0.0]), torch.tensor([1, 2, 0, 0])
-    few = spread_error(nats[:2], dims[:2]) / dims[:2].double().mean()
-    assert torch.allclose(spread_error(nats, dims) / dims.double().mean(), few)
-
-
-def by_dim(z, logsnr):
-    """A model that treats every dimension alike, at a λ of its own."""
-    return Prediction(z, logsnr, z * per_example((-0.7 * logsnr).sigmoid(), z), Eps())
 
 
 def test_a_mask_of_everything_changes_no_bit():
@@ -337,102 +218,3 @@ def test_a_profile_has_the_error_of_the_modelled_dimensions_at_their_level():
     at_noise = profile.mean[0]  # λ ≈ −10: ε̂ is nearly ε, e² = sigmoid(λ + log v) in two dimensions
     assert at_noise < 1e-3
     assert profile.mean[-1] == pytest.approx(2, abs=5 * profile.standard_error[-1].item() + 0.05)
-
-
-def test_a_reference_must_have_the_modelled_dimensions():
-    x = NORMAL.sample(10, 13)
-    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(7)) < 0.6
-    dims = mask.sum(1)
-    report = evaluate(NORMAL, x, **SETTING, draws=16, plan=SMALL, mask=mask)
-    exact = closed_form(NORMAL, x, mask)[None]
-    calls = torch.zeros(10)
-    found = report.with_reference("exact", Replicated(exact, dims, calls, exact=True))
-    gap = found.references["exact"].gap
-    known = exact.sum().item() / (dims.sum().item() * math.log(2))
-    assert gap.value == pytest.approx(report.total.value - known, rel=1e-9)
-    assert found.references["exact"].estimate.value == pytest.approx(known, rel=1e-12)
-    assert gap.images < report.total.images
-    for wrong in (3, dims + 1):
-        with pytest.raises(ValueError, match="be of the dimensions that each image models"):
-            report.with_reference("other", Replicated(exact, wrong, calls, exact=True))
-    shared = evaluate(
-        NORMAL, x, **SETTING, draws=4, plan=PLAIN, mask=torch.tensor([True, False, True])
-    )
-    with pytest.raises(ValueError, match="be of the same shape, 2; got 3"):
-        shared.with_reference("other", Replicated(exact, 3, calls, exact=True))
-
-
-class Whole(Gaussian):
-    """A decoder that says nothing about its dimensions."""
-
-    factorises = False
-
-
-@pytest.mark.parametrize(
-    ("bad", "text"),
-    [
-        ({"mask": torch.ones(4, dtype=torch.bool)}, "argument 'mask' must broadcast over data"),
-        ({"mask": torch.ones(3)}, "argument 'mask' must be a bool tensor"),
-        (
-            {"mask": torch.zeros(3, dtype=torch.bool)},
-            "argument 'mask' must leave a modelled dimension in one image or more; got none",
-        ),
-        (
-            {"absent": torch.ones(5, 3, dtype=torch.bool)},
-            "argument 'absent' must leave a modelled dimension",
-        ),
-        (
-            {"mask": torch.tensor([True, False, True]), "decoder": Whole()},
-            "argument 'decoder' must factorise over dimensions where there is a mask",
-        ),
-    ],
-)
-def test_a_mask_that_does_not_fit(bad, text):
-    x = NORMAL.sample(5, 14)
-    with pytest.raises((ValueError, TypeError), match=re.escape(text)):
-        evaluate(NORMAL, x, **SETTING | bad)
-    with pytest.raises((ValueError, TypeError), match=re.escape(text)):
-        compare(NORMAL, by_dim, x, **SETTING | bad)
-
-
-def test_nan_is_allowed_only_where_values_are_absent():
-    x, absent = NORMAL.sample(6, 15), torch.zeros(6, 3, dtype=torch.bool)
-    absent[2, 1] = absent[4] = True
-    mask = torch.tensor([False, True, True])
-    holed = torch.where(absent, torch.nan, x)
-    setting = SETTING | {"draws": 4, "plan": PLAIN}
-    report = evaluate(NORMAL, holed, **setting, mask=mask, absent=absent)
-    other = evaluate(NORMAL, torch.where(absent, 7.0, x), **setting, mask=mask, absent=absent)
-    assert report.total == other.total  # what is absent is not read
-    holed[0, 0] = torch.nan  # given
-    with pytest.raises(ValueError, match="evaluate: argument 'data' must be finite; got 1 NaN"):
-        evaluate(NORMAL, holed, **setting, mask=mask, absent=absent)
-    with pytest.raises(ValueError, match="compare: argument 'data' must be finite"):
-        compare(NORMAL, by_dim, holed, **setting, mask=mask, absent=absent)
-    skipped = evaluate(NORMAL, holed, **setting, mask=mask, absent=absent, skip_nonfinite=True)
-    assert skipped.protocol["skipped"] == 1
-    rest = evaluate(NORMAL, holed[1:], **setting, mask=mask, absent=absent[1:])
-    assert skipped.total == rest.total
-    assert isinstance(Gaussian(), Decoder)
-
-
-def test_the_protocol_has_hashes_and_counts_and_fits_80_columns():
-    mask = torch.tensor([True, False, True])
-    report = evaluate(NORMAL, NORMAL.sample(4, 0), **SETTING, draws=4, plan=PLAIN, mask=mask)
-    text = str(report)
-    assert re.search(r"\n  mask +[0-9a-f]{16}\n  modelled +dims 8, of 12, images 4\n", text)
-    assert max(map(len, text.splitlines())) <= 80
-
-
-def test_absent_values_are_no_sign_of_a_wrong_range():
-    images = torch.rand(4, 2, 2, generator=torch.Generator().manual_seed(0)) - 0.5
-    absent = torch.zeros(4, 2, 2, dtype=torch.bool)
-    absent[0] = True
-    setting = SETTING | {"draws": 32, "plan": SMALL}
-    filled = torch.where(absent, 50.0, images)
-    outside = "outside"
-    assert not any(
-        outside in w for w in evaluate(by_dim, filled, **setting, absent=absent).warnings
-    )
-    with pytest.warns(UserWarning, match=outside):
-        evaluate(by_dim, filled, **setting)

@@ -4,7 +4,8 @@ gradients of the end points."""
 from functools import partial
 
 import torch
-from oracle_records import assert_meets, nodes, nodes_given, of, oracle, times, vector
+from oracle_nodes import nodes, nodes_given, times
+from oracle_records import assert_meets, of, oracle, vector
 from torch import Tensor
 
 from vdiff import bits_per_dim, elbo

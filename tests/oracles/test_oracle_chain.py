@@ -4,18 +4,8 @@ that the best variances give."""
 from functools import partial
 
 import torch
-from oracle_records import (
-    assert_meets,
-    denoiser,
-    gauss_hermite,
-    mmse,
-    nodes,
-    nodes_given,
-    of,
-    oracle,
-    schedule_of,
-    vector,
-)
+from oracle_nodes import gauss_hermite, mmse, nodes, nodes_given
+from oracle_records import assert_meets, denoiser, of, oracle, schedule_of, vector
 
 from vdiff import Prediction, elbo
 from vdiff.chain import path_bound

@@ -4,17 +4,8 @@ information, prior terms."""
 from functools import partial
 
 import torch
-from oracle_records import (
-    assert_meets,
-    denoiser,
-    error_of,
-    moments,
-    nodes,
-    of,
-    oracle,
-    product_nodes,
-    vector,
-)
+from oracle_nodes import error_of, moments, nodes, product_nodes
+from oracle_records import assert_meets, denoiser, of, oracle, vector
 
 from vdiff import bits_per_dim
 from vdiff.gaussian import diffuse, kl_to_normal, prior_kl

@@ -4,7 +4,8 @@ variance."""
 from functools import partial
 
 import torch
-from oracle_records import assert_meets, chain, denoiser, mmse, moments, nodes, of, oracle, vector
+from oracle_nodes import mmse, moments, nodes
+from oracle_records import assert_meets, chain, denoiser, of, oracle, vector
 
 from vdiff import bits_per_dim, recipe
 from vdiff.decoder import DiscretizedGaussian, Gaussian

@@ -5,23 +5,16 @@ from functools import cache, partial
 from itertools import pairwise
 
 import torch
+from oracle_nodes import error_of, kinks, levels_between, mmse, moments, nodes, nodes_given, times
 from oracle_records import (
     SCHEDULES,
     assert_meets,
     chain,
     denoiser,
-    error_of,
-    kinks,
-    levels_between,
-    mmse,
-    moments,
-    nodes,
-    nodes_given,
     of,
     oracle,
     schedule_of,
     shape_constant,
-    times,
     total,
     vector,
 )

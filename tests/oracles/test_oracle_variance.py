@@ -5,10 +5,7 @@ import math
 from functools import partial
 
 import torch
-from oracle_records import (
-    assert_meets,
-    chain,
-    denoiser,
+from oracle_nodes import (
     gauss_legendre,
     kinks,
     levels_between,
@@ -16,12 +13,17 @@ from oracle_records import (
     moments,
     nodes,
     nodes_given,
+    product_nodes,
+    times,
+)
+from oracle_records import (
+    assert_meets,
+    chain,
+    denoiser,
     of,
     oracle,
-    product_nodes,
     schedule_of,
     shape_constant,
-    times,
     total,
     vector,
 )
