@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_runs import at_most
 from PIL import Image
 from points import launch
-from written_runs import at_most
 
 from vdiff.cli import main
 from vdiff.cli.numbered import name_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cifar_files import file_of
-from written_runs import EVALUATE, OUTPUTS, VICTIM, at_most, call, trained
+from image_runs import EVALUATE, OUTPUTS, VICTIM, at_most, call, trained
 
 from vdiff.cli import main
 from vdiff.data import download as downloads

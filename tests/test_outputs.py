@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_runs import EVALUATE, OUTPUTS, VICTIM, call, trained
+from image_runs import EVALUATE, OUTPUTS, VICTIM, call, trained
 
 from vdiff.cli import evaluate as evaluation
 from vdiff.cli import main

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_runs import CONFIG, EVALUATE, IMAGES, NETWORK, trained
 from safetensors.torch import load_file
 
 from vdiff import Objective
@@ -13,8 +14,6 @@ from vdiff.cli import main
 from vdiff.cli.resume import StateFile
 from vdiff.training import Run, train
 from vdiff.training.weights import save_tensors
-
-from .trained_runs import CONFIG, EVALUATE, IMAGES, NETWORK, trained
 
 
 def flip(path: Path) -> None:
@@ -35,16 +34,6 @@ def test_weights_that_are_not_as_they_were_written_are_refused(tmp_path):
     flip(run.weights())
     with pytest.raises(ValueError, match="as it was written; got another checksum"):
         run.load()
-
-
-def test_a_damaged_log_does_not_stop_a_run(tmp_path):
-    run = trained(tmp_path)
-    entries = run.history()
-    with (tmp_path / "log.jsonl").open("ab") as file:
-        file.write(b"\xff\xfe\x00rubbish\n[1]\n3\n")
-    assert run.history() == entries
-    with Run.open(tmp_path, CONFIG) as again:
-        train(CONFIG.objective(), IMAGES, CONFIG, run=again, quiet=True)
 
 
 @pytest.mark.parametrize(("text", "came"), [("{", "damaged"), ("[1]", "list"), ("", "damaged")])
@@ -204,11 +193,16 @@ DAMAGED = [
 ]
 
 
-def test_a_log_line_that_is_damaged_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe\x00rubbish\n[1]\n3", "\n".join(DAMAGED).encode()],
+    ids=["no text", "no JSON of an entry"],
+)
+def test_a_log_line_that_is_damaged_is_left_out(tmp_path, damage):
     run = trained(tmp_path)
     entries = run.history()
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write("\n".join(DAMAGED) + "\n" + json.dumps(entries[-1]))
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(damage + b"\n" + json.dumps(entries[-1]).encode())
     assert run.history() == [*entries, entries[-1]]
     with Run.open(tmp_path, CONFIG) as again:
         train(CONFIG.objective(), IMAGES, CONFIG, run=again, quiet=True)

@@ -7,12 +7,11 @@ import warnings
 
 import pytest
 import torch
+from image_runs import CONFIG, EVALUATE, IMAGES, NETWORK, trained
 
 from vdiff.cli import COMMANDS, main
 from vdiff.training import Config, Run, train
 from vdiff.training import ranks as ranks_module
-
-from .trained_runs import CONFIG, EVALUATE, IMAGES, NETWORK, trained
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

@@ -1,4 +1,4 @@
-"""A small run, and commands that write beside it."""
+"""A small run on images, and commands that write beside it."""
 
 import signal
 from collections.abc import Iterator
@@ -10,18 +10,19 @@ import torch
 from vdiff.cli import main
 from vdiff.training import Config, Run, train
 
-CONFIG = Config(
-    network={"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}, steps=2, batch=4
-)
+NETWORK = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
+CONFIG = Config(network=NETWORK, steps=2, batch=4)
 IMAGES = torch.randint(0, 17, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
 EVALUATE = ["--data", "digits", "--draws", "2", "--replicates", "2", "--device", "cpu", "--quiet"]
 
 VICTIM = "mine, and nobody else's"
 
 
-def trained(folder: Path) -> Run:
-    with Run.open(folder, CONFIG) as run:
-        train(CONFIG.objective(), IMAGES, CONFIG, run=run, every=1, quiet=True)
+def trained(folder: Path, config: Config = CONFIG) -> Run:
+    labels = IMAGES[:, 0, 0, 0] % 3 if config.conditional else None
+    with Run.open(folder, config) as run:
+        objective = config.objective()
+        train(objective, IMAGES, config, run=run, every=1, quiet=True, labels=labels)
     return run
 
 
