@@ -4,14 +4,18 @@ Two Transformers of the same size are trained by the same loop on windows of the
 the same time: one on the bound of masked diffusion, which predicts any token from those that are
 not masked (few are at first), and an autoregressive one, which predicts each token from those
 before it. Tokens are bytes and frequent pairs (`--pairs`), learned on the training text. Of each
-network the weights are kept that have the fewest bits on the selection.
+network the weights are kept that have the fewest bits on the selection, at the temperature that
+has the fewest there.
 
 Printed are bits per byte on the test's documents: the bits of all windows over the bytes counted
 in them, with the Monte Carlo error and the error over windows; and the masked model's bits less
-those of the row, paired by window. Networks and n-gram see one window and nothing else. The n-gram
-is interpolated Kneser-Ney over bytes, its order chosen on the selection; it is printed for whole
-documents too. gzip and xz compress the whole test as one file: alone, and what it adds to the file
-of the training text (of which gzip sees the last 32 KB).
+those of the row, paired by window. "Left to right" is the same masked network, asked for one token
+after the other. "With counts" mixes its probabilities with those of an n-gram of the same tokens,
+by one share for all tokens. Networks and n-grams see one window and nothing else. The n-grams
+are interpolated Kneser-Ney over tokens and over bytes, their orders and the share chosen on the
+selection; that over bytes is printed for whole documents too. gzip and xz compress the whole test
+as one file: alone, and what it adds to the file of the training text (of which gzip sees the last
+32 KB).
 
     python examples/text.py --out runs/text --bf16     # ten minutes on two idle cores
     python examples/text.py --minutes 30               # of training for each network
@@ -28,10 +32,12 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from byte_pairs import BytePairs
-from text_baselines import COMPRESSORS, NGram, best_order, bits_by_window, compressed
-from text_training import SCHEDULE, Windows, autoregressive_loss, fit, masked_loss, nats, written
+from text_baselines import COMPRESSORS, NGram, best_ngram, bits_by_window, compressed
+from text_mixed import best_share, bits_of, counted, in_order
+from text_training import SCHEDULE, Windows, autoregressive_loss, fit, masked_loss, written
 from torch import Tensor
 
 import vdiff
@@ -91,6 +97,23 @@ def trained(
     return networks
 
 
+def in_order_bits(networks: dict[str, Transformer], parts: list[Windows]) -> dict[str, Tensor]:
+    """Bits of each window of the test from left to right: of networks, of an n-gram of the same
+    tokens, and of both together, by the share that has the fewest bits on the selection."""
+    train, selection, test = parts
+    vocabulary = networks["masked"].vocabulary
+    ngram = best_ngram(np.concatenate(train.symbols), selection.symbols, vocabulary)
+    q_selection, q = counted(ngram, selection), counted(ngram, test)
+    bits = {f"{ngram.order}-gram of tokens": bits_of(q)}
+    for name, network in networks.items():
+        p = in_order(network, test)
+        share = best_share(in_order(network, selection), q_selection)
+        row = name if network.causal else f"{name}, left to right"
+        say(f"{row}, with counts: {share:.2f} of the {ngram.order}-gram of tokens")
+        bits |= {row: bits_of(p), f"{row}, with counts": bits_of(torch.lerp(p, q, share))}
+    return bits
+
+
 def measured(
     networks: dict[str, Transformer], parts: list[Windows], options: argparse.Namespace
 ) -> dict[str, Row]:
@@ -105,18 +128,16 @@ def measured(
     assert report.by_image is not None
     masked, found = report.by_image * (~test.absent).sum(1), report.bits_per_byte
     before, whole = b"".join(train.content), b"".join(test.content)
-    order = best_order(before, selection.content)
-    ngram, unigram = NGram(before, order), NGram(before, 1)
-    causal = nats(autoregressive_loss(networks["autoregressive"]), test)
-    bits = {
-        "autoregressive": causal / math.log(2),
-        f"{order}-gram": torch.from_numpy(bits_by_window(ngram, test.content)),
-        "unigram": torch.from_numpy(bits_by_window(unigram, test.content)),
+    ngram = best_ngram(before, selection.content)
+    bits = in_order_bits(networks, parts) | {
+        f"{ngram.order}-gram of bytes": torch.from_numpy(bits_by_window(ngram, test.content)),
+        "unigram": torch.from_numpy(bits_by_window(NGram(before, 1), test.content)),
         "uniform": 8.0 * test.bytes,
     }
     rows = {"masked diffusion": Row(found.value, found.monte_carlo, found.images)}
     rows |= {name: Row.of(each, test.bytes, masked) for name, each in bits.items()}
-    rows[f"{order}-gram, not in windows"] = Row(bits_by_window(ngram, [whole]).sum() / len(whole))
+    name = f"{ngram.order}-gram, not in windows"
+    rows[name] = Row(bits_by_window(ngram, [whole]).sum() / len(whole))
     for name in COMPRESSORS:
         for how, others in (("alone", b""), ("after the training text", before)):
             rows[f"{name}, {how}"] = Row(compressed(name, whole, others) / len(whole))

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from byte_pairs import BytePairs
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -54,6 +57,12 @@ class Windows:
         return Windows(self.tokens[rows], self.absent[rows], self.content[rows])
 
     @property
+    def symbols(self) -> list[NDArray[np.int64]]:
+        """The tokens of each window, without padding."""
+        rows = zip(self.tokens, ~self.absent, strict=True)
+        return [tokens[real].numpy() for tokens, real in rows]
+
+    @property
     def bytes(self) -> Tensor:
         """How many bytes each window has."""
         return torch.tensor([len(content) for content in self.content])
@@ -89,16 +98,21 @@ def per_token(logsnr: Tensor) -> Tensor:
 
 
 def autoregressive_loss(network: Transformer) -> Loss:
-    """−log p of each window, nats. The mask's state stands before the first token."""
+    """−log p of each window, nats."""
 
     def loss(
         x: Tensor, absent: Tensor | None, generator: torch.Generator, done: float = 1.0
     ) -> Tensor:
-        logits = network(F.pad(x[:, :-1], (1, 0), value=network.vocabulary))
+        logits = network(shifted(x, network))
         nats = F.cross_entropy(logits.float().transpose(1, 2), x, reduction="none")
         return (nats if absent is None else nats.masked_fill(absent, 0.0)).sum(1)
 
     return loss
+
+
+def shifted(x: Tensor, network: Transformer) -> Tensor:
+    """What an autoregressive network sees of tokens: before the first, the mask's state."""
+    return F.pad(x[:, :-1], (1, 0), value=network.vocabulary)
 
 
 @torch.no_grad()
@@ -118,8 +132,8 @@ def fit(
     name: str, network: Transformer, loss: Loss, train: Tensor, selection: Windows,
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
-    """Train on random windows of tokens (n,), and keep the weights that have the fewest bits on
-    the selection."""
+    """Train on random windows of tokens (n,), keep the weights that have the fewest bits on the
+    selection, and calibrate them."""
     optimizers = _optimizers(network, options.lr)
     generator = generator_of(options.seed, 0, "windows")
     rows, best, checked = train.unfold(0, network.length, 1), (math.inf, {}), 0
@@ -151,6 +165,22 @@ def fit(
             best = min(best, (bits, copy.deepcopy(network.state_dict())), key=lambda pair: pair[0])
     network.load_state_dict(best[1])
     network.eval()
+    say(f"{name}: temperature {calibrate(network, loss, selection):.2f}")
+
+
+def calibrate(network: Transformer, loss: Loss, selection: Windows) -> float:
+    """Divide the logits by the temperature with the fewest bits on the selection, and return it: a
+    network that has seen its few texts often is too sure."""
+    last = copy.deepcopy(network.last)
+
+    def bits(temperature: float) -> float:
+        for parameter, found in zip(network.last.parameters(), last.parameters(), strict=True):
+            parameter.data = found.data / temperature
+        return nats(loss, selection, 1 if network.causal else DRAWS).sum().item()
+
+    best = minimize_scalar(bits, bounds=(0.7, 2.0), method="bounded", options={"xatol": 0.01}).x
+    bits(best)
+    return float(best)
 
 
 def _optimizers(network: Transformer, lr: float) -> list[torch.optim.Optimizer]:

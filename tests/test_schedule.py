@@ -11,6 +11,7 @@ import torch
 from registry import SCHEDULES as REGISTERED
 from registry import corners, moved
 from scipy.integrate import quad
+from scipy.special import expit
 
 from vdiff import schedule as schedule_room
 from vdiff.schedule import (
@@ -33,6 +34,7 @@ from vdiff.schedule.law import (
     Logistic,
     OffsetCosine,
 )
+from vdiff.schedule.sigmoid import RescaledSigmoidLaw
 
 
 class Bisected(Schedule):
@@ -181,6 +183,12 @@ def test_laws_are_scipys(law, reference):
     )
 
 
+def rescaled_sigmoid(t, start, end, temperature):
+    """arXiv:2301.10972, algorithm 1."""
+    low, high, at = (expit(v / temperature) for v in (start, end, start + t * (end - start)))
+    return (high - at) / (high - low)
+
+
 @pytest.mark.parametrize(
     ("law", "signal"),
     [
@@ -198,6 +206,7 @@ def test_laws_are_scipys(law, reference):
         (LinearBetaLaw(0.1, 20.0), lambda t: math.exp(-quad(lambda s: 0.1 + 19.9 * s, 0, t)[0])),
         (LinearBetaLaw(0.3, 12.0), lambda t: math.exp(-quad(lambda s: 0.3 + 11.7 * s, 0, t)[0])),
         (Logistic(), lambda t: (1 - t) ** 2 / ((1 - t) ** 2 + t**2)),
+        (RescaledSigmoidLaw(-2.0, 3.0, 0.7), lambda t: rescaled_sigmoid(t, -2.0, 3.0, 0.7)),
     ],
     ids=lambda v: repr(v) if hasattr(v, "icdf") else "",
 )

@@ -17,8 +17,16 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import text as example
 from byte_pairs import BytePairs
 from text import Row, per_byte
-from text_baselines import NGram, bits_by_window, compressed
-from text_training import Windows, autoregressive_loss, masked_loss, nats, written
+from text_baselines import NGram, best_ngram, bits_by_window, compressed, longest
+from text_mixed import best_share, bits_of, counted, in_order
+from text_training import (
+    Windows,
+    autoregressive_loss,
+    calibrate,
+    masked_loss,
+    nats,
+    written,
+)
 
 from vdiff.nn import Transformer
 
@@ -99,6 +107,20 @@ def test_the_ngram_is_that_of_plain_counts_and_adds_up_to_one(order):
     assert bits_by_window(model, windows) == pytest.approx(expected, rel=1e-12)
 
 
+def test_an_ngram_of_tokens_is_that_of_the_bytes_where_tokens_are_bytes():
+    assert (longest(256), longest(257), longest(1792)) == (8, 7, 5)
+    tokens, other = np.frombuffer(WORDS, np.uint8), np.frombuffer(b"the fat cat", np.uint8)
+    seen = np.arange(len(other))
+    found = NGram(tokens, 3, 256).probabilities(other, seen)
+    assert found == pytest.approx(NGram(WORDS, 3).probabilities(b"the fat cat", seen), rel=1e-12)
+    wide = NGram(tokens.astype(np.int64) + 1000, 3, 1792)
+    each = [wide.probabilities(np.array([1116, 1104, v]), np.arange(3))[-1] for v in range(1792)]
+    assert sum(each) == pytest.approx(1, abs=1e-12)
+    chosen = best_ngram(WORDS, [b"the cat sat on the hat"])
+    bits = [bits_by_window(NGram(WORDS, n), [b"the cat sat on the hat"])[0] for n in range(1, 9)]
+    assert chosen.order == 1 + int(np.argmin(bits))
+
+
 def test_what_a_compressor_adds_is_less_where_the_text_was_seen():
     assert compressed("xz", WORDS, WORDS) < 0.3 * compressed("xz", WORDS)
     assert compressed("gzip", WORDS, WORDS) < 0.3 * compressed("gzip", WORDS)
@@ -155,6 +177,48 @@ def test_both_losses_and_both_writers_are_of_one_distribution(causal):
         assert ((share - p) / error).min() > -4.5
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_from_left_to_right_all_windows_have_probability_one(causal):
+    network = random_network(causal)
+    x = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    windows = Windows(x, torch.zeros_like(x, dtype=torch.bool), [b""] * len(x))
+    found = in_order(network, windows)
+    assert found.prod(1).sum().item() == pytest.approx(1, abs=1e-6)
+    first = found[:, 0].view(3, 27)
+    assert torch.equal(first, first[:, :1].expand(3, 27))
+    half = torch.tensor([[False, False, True, True]]).expand_as(x)
+    padded = in_order(network, Windows(x, half, windows.content))
+    torch.testing.assert_close(padded, found.masked_fill(half, 1.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(bits_of(padded).exp2(), 1 / padded.prod(1))
+
+
+def test_an_ngram_in_windows_sees_nothing_before_them():
+    x = torch.tensor([[1, 0, 2, 2], [2, 1, 0, 0]])
+    absent = torch.tensor([[False] * 4, [False, False, True, True]])
+    ngram = NGram(np.array([0, 1, 2, 2, 1, 0, 2, 0, 1, 1]), 2, 3)
+    found = counted(ngram, Windows(x, absent, [b"", b""]))
+    for row, size in ((0, 4), (1, 2)):
+        p = ngram.probabilities(x[row, :size].numpy(), np.arange(size))
+        assert found[row].tolist() == pytest.approx([*p, *[1.0] * (4 - size)])
+
+
+def test_the_share_and_the_temperature_are_those_that_made_the_data():
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(20_000, 5, generator=generator).double().softmax(1) for _ in range(2))
+    drawn = torch.lerp(3 * p, 3 * q, 0.3).div(3).multinomial(1, generator=generator)
+    share = best_share(p.gather(1, drawn), q.gather(1, drawn))
+    assert share == pytest.approx(0.3, abs=0.1)
+    network = random_network(causal=True)
+    x = written(network, 4000, generator)
+    for parameter in network.last.parameters():
+        parameter.data *= 1.5
+    windows = Windows(x, torch.zeros_like(x, dtype=torch.bool), [b""] * len(x))
+    loss = autoregressive_loss(network)
+    before = nats(loss, windows).sum()
+    assert calibrate(network, loss, windows) == pytest.approx(1.5, abs=0.1)
+    assert nats(loss, windows).sum() < before
+
+
 def test_a_quick_run_prints_every_row_and_saves_samples(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["text.py", "--quick", "--out", str(tmp_path)])
     example.main()
@@ -167,7 +231,11 @@ def test_a_quick_run_prints_every_row_and_saves_samples(monkeypatch, tmp_path, c
     causal = rows["autoregressive"]
     assert causal["difference"] == pytest.approx(masked["bits"] - causal["bits"], abs=1e-6)
     names = " ".join(rows)
-    assert "-gram" in names
+    assert "gram of bytes" in names
+    assert "gram of tokens" in names
+    for name in ("masked, left to right", "autoregressive"):
+        alone = [rows[row]["bits"] for row in rows if "gram of tokens" in row or row == name]
+        assert rows[f"{name}, with counts"]["bits"] < min(alone) + 0.01
     assert all(f"{name}, after the training text" in rows for name in ("gzip", "xz"))
     assert (tmp_path / "samples.txt").read_text(encoding="utf-8").count("--- ") >= 8
     out = capsys.readouterr().out

@@ -24,6 +24,7 @@ from vdiff.weighting import (
     Sigmoid,
     SoftMinSNR,
     TruncatedSNR,
+    Weighting,
     loss_factor,
 )
 
@@ -175,6 +176,17 @@ def test_the_peak_is_where_it_was_published(name):
 def test_the_peak_of_a_plateau_is_its_end():
     assert (ELBO() * MinSNR(5.0)).peak == pytest.approx(math.log(5), abs=1e-9)
     assert TruncatedSNR().peak == -40.0
+
+
+class WithBump(Weighting):
+    """It rises at λ = 5 alone, and stays far below its largest value."""
+
+    def weight_at(self, logsnr):
+        return 10 * torch.sigmoid(-logsnr) + torch.exp(-((logsnr - 5) ** 2))
+
+
+def test_a_weighting_that_rises_anywhere_is_not_monotone():
+    assert not WithBump().monotone
 
 
 def test_ddpm_in_continuous_time_has_the_published_values():
