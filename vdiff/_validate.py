@@ -309,6 +309,13 @@ def constraints(hint: Any) -> tuple[Constraint, ...]:
     return ()
 
 
+def of_type(hint: Any, value: Any, argument: str, given: Given) -> Any:
+    """The value as an argument of this type is used; raises unless it is of the type."""
+    for constraint in constraints(hint):
+        value = constraint(value, argument, given)
+    return value
+
+
 def _of_union(options: Sequence[Any]) -> tuple[Constraint, ...]:
     if len(options) == 1:
         return constraints(options[0])

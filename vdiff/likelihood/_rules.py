@@ -10,7 +10,7 @@ from vdiff._arguments import dims_fit_data, original
 from vdiff._diffusion import diffusion_of
 from vdiff._inputs import finite_values
 from vdiff._partial import Partial
-from vdiff._validate import Constraint, Given, Instance, constraints, require
+from vdiff._validate import Constraint, Given, Instance, of_type, require
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
@@ -68,8 +68,7 @@ def both(hint: Any) -> Constraint:
 
     def check(value: Any, argument: str, given: Mapping[str, Any]) -> Any:
         for each in pair(value):
-            for constraint in constraints(hint):
-                constraint(each, argument, given)
+            of_type(hint, each, argument, given)
         return value
 
     return check
@@ -125,11 +124,11 @@ def _several(paths: Any, argument: str, given: Given) -> list[Schedule]:
 
 
 def _path(path: Any, argument: str, given: Given) -> Schedule:
-    schedule: Schedule = Instance((Schedule,))(path, argument, given)
+    schedule: Schedule = of_type(Schedule, path, argument, given)
     hint = "its ends and its latent's KL move with the data: compare(…, schedule=(a, b))"
     fixed = "not depend on the data"
     require(not schedule.depends_on_data, argument, fixed, type(schedule).__name__, hint)
-    return Schedule.__validate__(schedule, argument, given)
+    return schedule
 
 
 def same_ends(data: Tensor, paths: Sequence[Schedule]) -> None:

@@ -214,6 +214,13 @@ def _refuse(
     refuse(bad, "schedule", requirement, values, lambda i: f"t = {t[i]:g}", hint, what)
 
 
+def check_one_time(t: Tensor) -> None:
+    """Raise for a field of times, from whose losses no schedule learns."""
+    hint = "its losses tell nothing of a single λ: train with a fixed schedule"
+    one = "be one time per example for a schedule that learns from losses"
+    require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
+
+
 def row_of(values: Row, argument: str, what: str) -> Tensor:
     """A table as a float64 tensor (n,); raises ValueError unless n ≥ 2."""
     row = torch.as_tensor(values, dtype=torch.float64, device="cpu")

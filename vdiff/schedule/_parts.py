@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vdiff._inputs import is_integer
 from vdiff._precision import to_float64
-from vdiff._validate import Given, Instance, Number, Whole, require
+from vdiff._validate import Given, Number, Whole, of_type, require
 from vdiff.errors import InvalidType, has_values, shown
 from vdiff.schedule.base import Schedule
 
@@ -41,8 +41,7 @@ SizeOf = Annotated[float | Tensor, OneOrEach(Number(above=0.0))]
 
 def fixed_schedule(value: Any, argument: str, given: Given) -> Schedule:
     """A schedule with one λ for all dimensions that nothing trains."""
-    schedule: Schedule = Instance((Schedule,))(value, argument, given)
-    Schedule.__validate__(schedule, argument, given)
+    schedule: Schedule = of_type(Schedule, value, argument, given)
     fixed = not (schedule.learns_ends or schedule.learns_shape)
     hint = "MultivariateSpline learns an own λ(t) for each dimension"
     require(fixed, argument, "have fixed ends and shape", repr(schedule), hint)
