@@ -1,4 +1,5 @@
-"""Which lines of a file check arguments and word messages, and which are code.
+"""Which lines of a file check arguments and word messages, and which are code; and which files
+are there for checks.
 
 python tests/check_share.py vdiff
 """
@@ -113,8 +114,42 @@ def shares(root: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+def checking_functions(tree: ast.Module) -> LINES:
+    """Lines of constraints, f(value, argument, given), and of functions that are named as
+    checks."""
+    found: LINES = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            constraint = [a.arg for a in node.args.args][-2:] == ["argument", "given"]
+            if constraint or node.name.lstrip("_").startswith(CALLS):
+                found |= lines_of(node)
+    return found
+
+
+def check_files(root: Path) -> dict[str, int]:
+    """Lines of code of each private file below `root` that is there for checks: it has the
+    decorator itself, or more than half of its lines beside imports check."""
+    files = {path: path.read_text(encoding="utf-8") for path in sorted(root.rglob("_[a-z]*.py"))}
+    trees = {path: ast.parse(source) for path, source in files.items()}
+    rules = {name for path in root.rglob("*.py") for name in rules_of(ast.parse(path.read_text()))}
+    found = {}
+    for path, tree in trees.items():
+        code = code_lines(files[path], tree)
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+        beside = code.difference(*map(lines_of, imports))
+        checks = (check_lines(tree, rules) | checking_functions(tree)) & beside
+        defines = any(isinstance(n, ast.FunctionDef) and n.name == "validated" for n in tree.body)
+        if defines or 2 * len(checks) > len(beside):
+            found[str(path.relative_to(root))] = len(code)
+    return found
+
+
 if __name__ == "__main__":
     import sys
 
     for name, (checks, code) in shares(Path(sys.argv[1])).items():
         print(f"{name:40} {checks:5} {code:5} {100 * checks / max(code, 1):5.1f} %")
+    print("\nlines of code in files of checks")
+    for name, code in (files := check_files(Path(sys.argv[1]))).items():
+        print(f"{name:40} {code:5}")
+    print(f"{'together':40} {sum(files.values()):5}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from check_share import shares
+from check_share import check_files, shares
 
 import vdiff
 
@@ -212,3 +212,10 @@ def test_a_formula_s_file_holds_formulas():
     checks, code = (sum(pair[i] for pair in found.values()) for i in (0, 1))
     assert checks / code < 0.08
     assert max(checks / code for checks, code in found.values() if code > 40) < 0.15
+
+
+def test_the_files_of_checks_do_not_grow():
+    """Lines of code in all of them: a new check replaces another one, or says what it says."""
+    files = check_files(ROOT)
+    assert {"_validate.py", "_inputs.py", "_arguments.py", "schedule/_check.py"} <= set(files)
+    assert sum(files.values()) <= 1390, files

@@ -19,7 +19,6 @@ from vdiff.errors import InvalidType, InvalidValue, has_values, out_of_memory, s
 from vdiff.prediction import Prediction, as_output
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
-from vdiff.weighting._check import sound
 
 LARGEST = 1e30  # a weight beyond it is infinite, where −600 stands for −∞
 
@@ -60,8 +59,6 @@ def _model(model: Any, argument: str, given: Given) -> Any:
 
 
 def _condition(condition: object, argument: str, given: Given) -> object:
-    if condition is None:
-        return condition
     if not isinstance(condition, Mapping):
         hint = 'condition={"label": labels}, by the names of the network\'s arguments'
         raise InvalidType(argument, "be a mapping from names to values", shown(condition), hint)
@@ -92,7 +89,7 @@ def _data(x: Any, argument: str, given: Given) -> Any:
 
 
 Data = Annotated[Tensor, _data]
-Condition = Annotated[Mapping[str, Any] | None, _condition]
+Condition = Annotated[Mapping[str, Any], _condition] | None
 
 
 def original(model: Any) -> Any:
@@ -100,28 +97,16 @@ def original(model: Any) -> Any:
     return model.model if isinstance(model, CheckedModel) else model
 
 
-def known_range(model: Any, schedule: Schedule, steps: int | None) -> None:
+def known_range(model: Any, schedule: Schedule, steps: int | None = None) -> None:
     """Rule: warn if the schedule leaves the model's known range."""
     warn_beyond(original(model), schedule, steps)
-
-
-def known_range_of(model: Any, schedule: Schedule) -> None:
-    """Rule: `known_range` in continuous time."""
-    known_range(model, schedule, None)
-
-
-def sound_on_cpu(x: Tensor, weighting: Any, schedule: Schedule) -> None:
-    """Rule: a function returns weights. Its values are read on a CPU only."""
-    if x.device.type == "cpu":
-        sound(weighting, schedule)
 
 
 def of_no_batch(schedule: Schedule) -> None:
     """Rule: the latents of a schedule are not drawn yet."""
     hint = "without their KL the loss is no bound: give the schedule that for_data was called on"
-    require(
-        not schedule.latents_drawn, "schedule", "be without latents", "that of one batch", hint
-    )
+    what, got = "be without latents", "that of one batch"
+    require(not schedule.latents_drawn, "schedule", what, got, hint)
 
 
 def same_noise_for_all(schedule: Schedule) -> None:
@@ -170,9 +155,9 @@ def decoder_factorises(
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:
     """Rule: λ = −∞ needs a chain."""
-    if steps is None and schedule.reaches_noise:
-        hint = f"the table is one of a chain: steps={getattr(schedule, 'steps', 'T')}"
-        raise InvalidValue("steps", "be given where λ_min is −∞", None, hint)
+    hint = f"the table is one of a chain: steps={getattr(schedule, 'steps', 'T')}"
+    on_chain = steps is not None or not schedule.reaches_noise
+    require(on_chain, "steps", "be given where λ_min is −∞", steps, hint)
 
 
 def finite_end(schedule: Schedule) -> None:
@@ -183,15 +168,13 @@ def finite_end(schedule: Schedule) -> None:
 
 def synchronised(model: Any, schedule: Schedule) -> None:
     """Rule: with a learned schedule, DDP wraps the Objective and not the network."""
-    model = original(model)
-    if not (schedule.learns_ends or schedule.learns_shape) or not torch.is_grad_enabled():
-        return
-    if isinstance(model, nn.Module) and any(
-        type(m).__name__ == "DistributedDataParallel" for m in model.modules()
-    ):
-        hint = "wrap the Objective: the schedule's gradients are not synchronised otherwise"
-        what = "not be wrapped in DDP where the schedule is learned"
-        raise InvalidValue("model", what, "DistributedDataParallel", hint)
+    model, ddp = original(model), "DistributedDataParallel"
+    learned = (schedule.learns_ends or schedule.learns_shape) and torch.is_grad_enabled()
+    modules = model.modules() if learned and isinstance(model, nn.Module) else ()
+    wrapped = any(type(module).__name__ == ddp for module in modules)
+    what = "not be wrapped in DDP where the schedule is learned"
+    hint = "wrap the Objective: the schedule's gradients are not synchronised otherwise"
+    require(not wrapped, "model", what, ddp, hint)
 
 
 def denoisers(model: Any) -> list[Denoiser]:
@@ -205,14 +188,15 @@ def denoisers(model: Any) -> list[Denoiser]:
 
 def variance_trained(model: Any) -> None:
     """Rule: a learned variance gets a gradient."""
+    what = "have no learned reverse variance: it would get no gradient"
+    hint = (
+        "the squared error does not depend on it, nor does any loss in continuous time: train "
+        "with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
+    )
     for denoiser in denoisers(model) if torch.is_grad_enabled() else ():
-        if denoiser.variance.learned and any(p.requires_grad for p in denoiser.parameters()):
-            hint = (
-                "the squared error does not depend on it, nor does any loss in continuous time: "
-                "train with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
-            )
-            what = "have no learned reverse variance: it would get no gradient"
-            raise InvalidValue("model", what, repr(denoiser.variance), hint)
+        trains = any(p.requires_grad for p in denoiser.parameters())
+        variance = denoiser.variance
+        require(not (variance.learned and trains), "model", what, repr(variance), hint)
 
 
 def variance_on_chain(model: Any, steps: int | None) -> None:
@@ -263,7 +247,10 @@ def estimator_on_chain(estimator: Estimator, steps: int | None) -> None:
 
 def decoder_of_process(model: Any, decoder: Decoder | None, estimator: Estimator) -> None:
     """Rule: the decoder and the estimator are those of the model's process."""
-    diffusion_of(model).check_decoder(decoder, estimator)
+    process = diffusion_of(model)
+    process.check_decoder(decoder)
+    closed = process.continuous or isinstance(estimator, RaoBlackwell)
+    require(closed, "estimator", "be RaoBlackwell() for tokens", estimator)
 
 
 def fixed_for_draws(model: Any, schedule: Schedule, steps: int | None) -> None:

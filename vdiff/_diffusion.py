@@ -50,8 +50,8 @@ class Diffusion(ABC):
         """Raise unless x is data as the network sees it. A constraint."""
 
     @abstractmethod
-    def check_decoder(self, decoder: Decoder | None, estimator: Estimator) -> None:
-        """Raise unless a bound of this process can have this decoder and estimator."""
+    def check_decoder(self, decoder: Decoder | None) -> None:
+        """Raise unless a bound of this process can have this decoder."""
 
     @abstractmethod
     def ready(self, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class GaussianDiffusion(Diffusion):
     def check(self, x: Any, argument: str, given: Given) -> Any:
         return floating_data(x, argument, given)
 
-    def check_decoder(self, decoder: Decoder | None, estimator: Estimator) -> None:
+    def check_decoder(self, decoder: Decoder | None) -> None:
         if decoder is None:
             raise InvalidType("decoder", "be a Decoder", None, Decoder.__example__)
 

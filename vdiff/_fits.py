@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vdiff._arguments import (
@@ -23,13 +22,12 @@ from vdiff._arguments import (
     weight_of_noise,
 )
 from vdiff._diffusion import diffusion_of
-from vdiff._inputs import Ends, data
+from vdiff._inputs import Ends, data, is_integer
 from vdiff._network import check_no_data_parallel
 from vdiff._precision import device_of
 from vdiff._validate import require
 from vdiff.errors import InvalidType
 from vdiff.losses import VLB, Hybrid, Loss, Weighted
-from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting import Weighting
 from vdiff.weighting._check import check_values, divides_table, lowest, same_chain
@@ -62,14 +60,10 @@ def loss_fits(schedule: Schedule, loss: Loss | None) -> None:
             check_values(weighting, min(high, ends[0]), max(low, ends[1]))
 
 
-def dims_of_the_schedule(self: Any, x: Tensor) -> None:
-    """Rule: a schedule over dimensions is one over those of x."""
-    self.schedule.check_shape(x)
-
-
-def decoder_takes_mask(self: Any, mask: Tensor | None, absent: Tensor | None) -> None:
-    """Rule: `decoder_factorises`, of the loss."""
+def dims_fit_parts(self: Any, x: Tensor, mask: Tensor | None, absent: Tensor | None) -> None:
+    """Rule: the decoder of the loss takes masks, and the schedule the dimensions of x."""
     decoder_factorises(self.decoder, mask, absent)
+    self.schedule.check_shape(x)
 
 
 def no_replica(self: nn.Module) -> None:
@@ -115,11 +109,10 @@ def floating_without_decoder(self: Any, x: Tensor, absent: Tensor | None) -> Non
     process = diffusion_of(self.model)
     if not process.continuous:
         process.check(x, "x", {"absent": absent})
-        process.check_decoder(self.decoder, RaoBlackwell())
+        process.check_decoder(self.decoder)
         fixed_for_draws(self.model, self.schedule, self.steps)
     elif self.decoder is None:
-        integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
-        if integers and x.dtype != torch.bool:
+        if isinstance(x, Tensor) and is_integer(x):
             hint = (
                 "a decoder encodes levels: Objective(…, loss=VLB(Categorical(256))) trains the "
                 "bound, loss=Weighted(…, decoder=Categorical(256)) a weighted loss"

@@ -18,13 +18,11 @@ def batch(value: Any, argument: str, given: Given) -> Any:
         hint = "one tensor of all examples: torch.stack(list), torch.cat([x for x, _ in loader])"
         raise InvalidType(argument, "be a torch.Tensor", type(value).__name__, hint)
     shape = tensor(value, argument, given).shape
-    if len(shape) < 2:
-        requirement = "have shape (batch, …) with one dimension or more behind the batch"
-        hint = "one example needs x[None], scalar examples need x[:, None]"
-        raise InvalidValue(argument, requirement, tuple(shape), hint)
-    if 0 in shape:
-        hint = "an empty batch has no mean"
-        raise InvalidValue(argument, "hold at least one example", f"shape {tuple(shape)}", hint)
+    requirement = "have shape (batch, …) with one dimension or more behind the batch"
+    hint = "one example needs x[None], scalar examples need x[:, None]"
+    require(len(shape) > 1, argument, requirement, tuple(shape), hint)
+    got, hint = f"shape {tuple(shape)}", "an empty batch has no mean"
+    require(0 not in shape, argument, "hold at least one example", got, hint)
     return value
 
 
@@ -41,6 +39,11 @@ def data(value: Any, argument: str, given: Given) -> Any:
         hint = encode_first(value.dtype)
         raise InvalidType(argument, "be real and floating", value.dtype, hint)
     return batch(value, argument, given)
+
+
+def is_integer(v: Tensor) -> bool:
+    """Whether a tensor holds integers; bools are none."""
+    return not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool)
 
 
 def cheap_to_read(v: Tensor) -> bool:
@@ -60,15 +63,22 @@ def finite_values(value: Tensor, argument: str, given: Given) -> Tensor:
     return value
 
 
+def same_shape(value: Any, argument: str, given: Given) -> Any:
+    """A tensor of the shape and on the device of `x` (or `data`, or `z`)."""
+    other, x = _examples(given)
+    shape = tensor(value, argument, given).shape
+    hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
+    same = f"have the shape of {other}, {tuple(x.shape)}"
+    require(shape == x.shape, argument, same, tuple(shape), hint)
+    _on_device(value, argument, x, other)
+    return value
+
+
 def noise(value: Any, argument: str, given: Given) -> Any:
     """A tensor of the shape, device and dtype of `x` (or `data`), or float32 where that is
     narrower. A default dtype in half precision is taken too: `torch.randn(x.shape)` has it."""
+    same_shape(value, argument, given)
     other, x = _examples(given)
-    if tensor(value, argument, given).shape != x.shape:
-        hint = "it would broadcast in silence" if value.numel() < x.numel() else ""
-        same = f"have the shape of {other}, {tuple(x.shape)}"
-        raise InvalidValue(argument, same, tuple(value.shape), hint)
-    _on_device(value, argument, x, other)
     dtype, wider = torch.float32, torch.float64  # a decoder may encode integers so
     same, hint = f"have dtype {dtype}", f"{argument} = {argument}.to({dtype})"
     if x.is_floating_point():
@@ -231,6 +241,7 @@ Steps = Annotated[int, Whole(at_most=MOST_STEPS, hint=_UNRESOLVED)]
 Data = Annotated[Tensor, data]
 FiniteData = Annotated[Tensor, data, finite_values]
 Batch = Annotated[Tensor, batch]
+SameShape = Annotated[Tensor, same_shape]
 Noise = Annotated[Tensor, noise]
 Times = Annotated[Tensor, Ends(field=True)]
 OneTime = Annotated[Tensor, Ends()]

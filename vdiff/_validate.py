@@ -5,7 +5,8 @@
 
 A constraint is the metadata of an `Annotated` type. A class of ours is checked by `isinstance`,
 and by its `__validate__` where it has one. A rule over several arguments is a function that names
-them: `@validated(rules=[rule])`. An error names the function that the user called.
+them: `@validated(rules=[rule])`. An argument of a rule may have a default, for functions that lack
+it. An error names the function that the user called.
 """
 
 import collections.abc
@@ -83,13 +84,11 @@ class Whole:
     def __call__(self, value: Any, argument: str, given: Given) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidType(argument, "be a Python int", shown(value), "write int(…)")
-        if value < self.at_least:
-            hint = "" if self.at_most else self.hint
-            raise InvalidValue(argument, f"be at least {self.at_least}", value, hint)
+        least, hint = f"be at least {self.at_least}", "" if self.at_most else self.hint
+        require(value >= self.at_least, argument, least, value, hint)
         if self.at_most is not None and value > self.at_most:
-            raise InvalidValue(
-                argument, f"be at most {self.at_most:,}", shown(value, "{:,}".format), self.hint
-            )
+            most, got = f"be at most {self.at_most:,}", shown(value, "{:,}".format)
+            raise InvalidValue(argument, most, got, self.hint)
         return value
 
 
@@ -240,7 +239,10 @@ class _Signature:
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
         checks = [(name, constraints(hints.get(name))) for name in parameters]
         self.checks = [(name, each) for name, each in checks if each]
-        self.rules = [(rule, tuple(inspect.signature(rule).parameters)) for rule in rules]
+        self.rules = [
+            (rule, [word for word in inspect.signature(rule).parameters if word in parameters])
+            for rule in rules
+        ]
         self.ruled = {word for _, words in self.rules for word in words}
 
     def check(
@@ -259,7 +261,7 @@ class _Signature:
                     everything[word] = constraint(everything[word], word, everything)
         if self.rules and everything.keys() >= self.ruled:  # or the call itself fails
             for rule, words in self.rules:
-                rule(*[everything[word] for word in words])
+                rule(**{word: everything[word] for word in words})
         named = [everything[word] for word in self.words[: len(args)]]
         return (*named, *args[len(named) :]), {word: everything[word] for word in kwargs}
 
@@ -305,6 +307,13 @@ def constraints(hint: Any) -> tuple[Constraint, ...]:
         own = getattr(hint, "__validate__", None)
         return (Instance((hint,)),) + ((own,) if own is not None else ())
     return ()
+
+
+def of_type(hint: Any, value: Any, argument: str, given: Given) -> Any:
+    """The value as an argument of this type is used; raises unless it is of the type."""
+    for constraint in constraints(hint):
+        value = constraint(value, argument, given)
+    return value
 
 
 def _of_union(options: Sequence[Any]) -> tuple[Constraint, ...]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, Model, finite_end, known_range_of, variance_trained
+from vdiff._arguments import Condition, Model, finite_end, known_range, variance_trained
 from vdiff._inputs import CleanEnd, Data, Noise, NoisyEnd, Random, ordered_ends
 from vdiff._precision import device_of, float64_for, to_float64
 from vdiff._validate import require, unchecked, validated
@@ -101,7 +101,7 @@ def same_ends(augmentation: Augmentation, schedule: Schedule) -> None:
     require(not schedule.learns_shape, "schedule", "have a fixed shape", schedule, hint)
 
 
-@validated(rules=[finite_end, same_ends, variance_trained, known_range_of])
+@validated(rules=[finite_end, same_ends, variance_trained, known_range])
 def augmented_elbo(
     model: Model,
     x: Data,

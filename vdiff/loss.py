@@ -25,7 +25,6 @@ from vdiff._arguments import (
     one_draw_of_given_times,
     original,
     same_noise_for_all,
-    sound_on_cpu,
     synchronised,
     variance_on_chain,
     variance_trained,
@@ -44,7 +43,7 @@ from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.times import grid
 from vdiff.weighting import ELBO, WeightFunction
-from vdiff.weighting._check import divides_table, same_chain
+from vdiff.weighting._check import divides_table, same_chain, sound_on_cpu
 
 _ELBO = ELBO()
 _RAO_BLACKWELL = RaoBlackwell()

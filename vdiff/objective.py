@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from vdiff._arguments import Condition, Model, checked_model, original, synchronised
 from vdiff._diffusion import diffusion_of
 from vdiff._fits import (
-    decoder_takes_mask,
-    dims_of_the_schedule,
+    dims_fit_parts,
     drawn_once,
     floating_without_decoder,
     holds_no_replicas,
@@ -80,7 +79,7 @@ class Objective(nn.Module):
     @validated(
         rules=[
             no_replica, trains_what_is_learned, drawn_once, floating_without_decoder,
-            times_of_the_loss, decoder_takes_mask, dims_of_the_schedule,
+            times_of_the_loss, dims_fit_parts,
         ]
     )  # fmt: skip
     def forward(

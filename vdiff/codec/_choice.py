@@ -16,7 +16,6 @@ from vdiff.codec.tokens import MaskCode
 from vdiff.decoder import Decoder, Levels
 from vdiff.errors import InvalidType, InvalidValue
 from vdiff.likelihood._bytes import bytes_of_texts
-from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 from vdiff.weighting._check import divides_table
 
@@ -27,7 +26,7 @@ _WITH_TIME = "a network that gets no time codes one token in each step"
 def has_code(model: Model, schedule: Schedule | None, decoder: Decoder | None) -> None:
     """Rule: the process has a code, and the schedule and the decoder are those that it needs."""
     process = diffusion_of(model)
-    process.check_decoder(decoder, RaoBlackwell())
+    process.check_decoder(decoder)
     masks = process.any_order() is not None
     has = process.continuous or masks
     require(has, "model", "have masks if it is over tokens", process, _REPLACED)
@@ -49,15 +48,15 @@ def counted_of_texts(model: Model, bytes: Any) -> None:
 
 def has_steps(model: Model, schedule: Schedule | None, steps: int | None) -> None:
     """Rule: the number of steps is given for a chain, and only for one."""
-    process, order = diffusion_of(model), diffusion_of(model).any_order()
+    process, timed = diffusion_of(model), takes_time(original(model))
+    order = process.any_order()
     if order is process:
-        timed = takes_time(original(model))
-        require(steps is None, "steps", "be None for AnyOrder", steps, "Masked has a chain")
-        require(not timed, "model", "get no time with AnyOrder", "a time", "Masked has a chain")
+        hint = "Masked has a chain"
+        require(steps is None, "steps", "be None for AnyOrder", steps, hint)
+        require(not timed, "model", "get no time with AnyOrder", "a time", hint)
     elif steps is None:
-        fits = order is not None and not takes_time(original(model))
         hint = _WITH_TIME if order is not None else "T of the chain"
-        require(fits, "steps", "be given", None, hint)
+        require(order is not None and not timed, "steps", "be given", None, hint)
     if schedule is not None:
         divides_table(schedule, steps)
 
@@ -74,7 +73,7 @@ def code_of(
     tolerance: float = TOLERANCE,
 ) -> Code:
     """The code of a model for examples of so many dimensions."""
-    process, device = diffusion_of(model), device_for(model)
+    process, device = diffusion_of(model), device_of(original(model))
     schedule = process.schedule if schedule is None else schedule
     masked = process.any_order()
     assert schedule is not None
@@ -107,8 +106,3 @@ def code_in(
         raise InvalidValue("path", "hold a code that the model has", got) from None
     chain = model, schedule, decoder, steps
     return code_of(*chain, dims, seed=facts.seed, spacing=facts.spacing)
-
-
-def device_for(model: Model) -> torch.device:
-    """Where the model computes."""
-    return device_of(original(model))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._inputs import batch, cheap_to_read, dense
+from vdiff._inputs import batch, cheap_to_read, dense, is_integer
 from vdiff._precision import as_float64, at_least_float32, keep_dtype, to_float64
 from vdiff._validate import Given, Whole, require, validated
 from vdiff.decoder.base import Decoder, by_dim
@@ -35,7 +35,7 @@ def signed(levels: Tensor) -> Tensor:
 def integers(value: Tensor, argument: str, given: Given) -> Tensor:
     """A dense (batch, …) tensor of integers. Reads no value."""
     dense(value, argument, given)
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if not is_integer(value):
         hint = "binary data has two levels: data.long()"
         if value.dtype != torch.bool:
             hint = (

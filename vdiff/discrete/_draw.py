@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vdiff._diffusion import Generators, standard_normal
-from vdiff._inputs import batch
+from vdiff._inputs import batch, is_integer
 from vdiff._precision import float64_for, to_float64
 from vdiff._validate import require
 from vdiff.errors import InvalidType, shown
@@ -41,7 +41,7 @@ def first_state(z: Any, argument: str, states: int, device: torch.device) -> Ten
     if not isinstance(z, Tensor):
         return torch.full(_shape(z, argument), DRAWN, device=device)
     hint = f"a shape draws them: {tuple(z.shape)}"
-    if z.is_floating_point() or z.is_complex() or z.dtype == torch.bool:
+    if not is_integer(z):
         raise InvalidType(argument, "be integer tokens, or their shape", z.dtype, hint)
     low, high = int(batch(z, argument, {}).min()), int(z.max())
     inside, got = low >= 0 and high < states, f"values from {low} to {high}"

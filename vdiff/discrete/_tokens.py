@@ -9,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vdiff._diffusion import Diffusion, Generators, Unit, clone_if_inference
-from vdiff._inputs import batch, cheap_to_read, dense
+from vdiff._inputs import batch, cheap_to_read, dense, is_integer
 from vdiff._precision import PURE_NOISE, as_float64, to_float64
 from vdiff._validate import Given, require
 from vdiff.decoder import Decoder
 from vdiff.discrete._draw import DRAWN, draw, first_state, uniform_noise
 from vdiff.errors import InvalidType
 from vdiff.gaussian import Step
-from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Cosine, LogLinear, Schedule
 from vdiff.schedule.base import NoiseLevels
 
@@ -26,7 +25,7 @@ LogProbs = Float[Tensor, "batch *dims vocabulary"]
 
 def check_tokens(process: "TokenProcess", x: Tensor, argument: str) -> None:
     """Raise unless tokens of data are whole numbers below the vocabulary. Reads values."""
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+    if not is_integer(x):
         raise InvalidType(argument, "be integer tokens", x.dtype, f"{argument}.long()")
     x = x.long() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x  # to compare
     if cheap_to_read(x) and x.numel():
@@ -86,11 +85,9 @@ class TokenProcess(Diffusion):
         fits = absent.ndim <= x.ndim and all(own in (1, size) for size, own in sizes)
         return x.long().masked_fill(absent, self.blank) if fits else x
 
-    def check_decoder(self, decoder: Decoder | None, estimator: Estimator) -> None:
+    def check_decoder(self, decoder: Decoder | None) -> None:
         hint = "the process decodes tokens"
         require(decoder is None, "decoder", "be left out for tokens", decoder, hint)
-        closed = isinstance(estimator, RaoBlackwell)
-        require(closed, "estimator", "be RaoBlackwell() for tokens", estimator)
 
     def ready(self, x: Tensor) -> Tensor:
         return clone_if_inference(x.long())

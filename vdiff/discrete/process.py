@@ -33,8 +33,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vdiff._inputs import SameShape
 from vdiff._precision import as_float64, to_float64
-from vdiff._validate import Whole, require, validated
+from vdiff._validate import Whole, validated
 from vdiff.discrete._tokens import LogProbs, TokenProcess, Tokens, check_tokens, per_token
 from vdiff.gaussian import Level, Step, sum_dims
 
@@ -45,12 +46,6 @@ Nats = Float[Tensor, "batch *dims"]
 def tokens_in_range(self: "Process", x: Tensor) -> None:
     """Rule: `check_tokens`."""
     check_tokens(self, x, "x")
-
-
-def noise_of_tokens(noise: Tensor, x: Tensor) -> None:
-    """Rule: one uniform number for each token."""
-    same = f"have the shape of x, {tuple(x.shape)}"
-    require(noise.shape == x.shape, "noise", same, tuple(noise.shape))
 
 
 class Process(TokenProcess):
@@ -83,8 +78,8 @@ class Process(TokenProcess):
         """π_t − e^{−Δ} π_s, the law of a jump in a step times its probability over 1 − α_t."""
         return step.fresh[..., None] * self.pi(step.logsnr_t)
 
-    @validated(rules=[tokens_in_range, noise_of_tokens])
-    def corrupt(self, x: Tokens, noise: Tensor, logsnr: Level) -> Tokens:
+    @validated(rules=[tokens_in_range])
+    def corrupt(self, x: Tokens, noise: SameShape, logsnr: Level) -> Tokens:
         """z ~ q(z | x) from `noise`, one number of U(0, 1) for each token.
 
         A token loses its value where noise < 1 − α, and noise/(1 − α) then draws from π. Noise in

@@ -4,13 +4,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vdiff._arguments import Model, checked_model, original, synchronised
+from vdiff._arguments import (
+    Model,
+    checked_model,
+    decoder_factorises,
+    original,
+    synchronised,
+)
 from vdiff._diffusion import diffusion_of
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidType
-from vdiff.likelihood._rules import factorise, schedules_fit
+from vdiff.likelihood._rules import schedule_fits
 from vdiff.objective import Objective
-from vdiff.reverse import RaoBlackwell
 from vdiff.schedule import Schedule
 
 
@@ -44,10 +49,10 @@ def bound_of(
     if schedule is None:
         hint = "for instance Cosine(); over tokens, where none is needed, a model is a "
         raise InvalidType("schedule", "be a Schedule", None, hint + "TokenDenoiser")
-    process.check_decoder(decoder, RaoBlackwell())
+    process.check_decoder(decoder)
     synchronised(model, schedule)
-    schedules_fit(schedule, data)
-    factorise(decoder, masks["mask"], masks["absent"])
+    schedule_fits(schedule, data)
+    decoder_factorises(decoder, masks["mask"], masks["absent"])
     return BoundOf(model, schedule, decoder, steps)
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from vdiff._arguments import decoder_factorises, dims_fit_data, original
+from vdiff._arguments import dims_fit_data, original
 from vdiff._diffusion import diffusion_of
 from vdiff._inputs import finite_values
 from vdiff._partial import Partial
-from vdiff._validate import Constraint, Given, Instance, constraints, require
+from vdiff._validate import Constraint, Given, Instance, of_type, require
 from vdiff.profile import Profile
 from vdiff.schedule import Schedule
 
@@ -68,8 +68,7 @@ def both(hint: Any) -> Constraint:
 
     def check(value: Any, argument: str, given: Mapping[str, Any]) -> Any:
         for each in pair(value):
-            for constraint in constraints(hint):
-                constraint(each, argument, given)
+            of_type(hint, each, argument, given)
         return value
 
     return check
@@ -80,13 +79,12 @@ def is_path(schedule: Schedule) -> bool:
     return schedule.over_dims or schedule.depends_on_data
 
 
-def schedules_fit(schedule: Any, data: Tensor) -> None:
+def schedule_fits(schedule: Schedule, data: Tensor) -> None:
     """Rule: a schedule has one λ(t) for all images, or one for each of their dimensions."""
     hint = "a shift for each image is that of a batch: evaluate the images of one shift together"
-    for each in pair(schedule):
-        shared = each.shared or each.over_dims or each.depends_on_data
-        require(shared, "schedule", "be one for all images", each, hint)
-        dims_fit_data(each, data)
+    one = schedule.shared or is_path(schedule)
+    require(one, "schedule", "be one for all images", schedule, hint)
+    dims_fit_data(schedule, data)
 
 
 def something_modelled(x: Tensor, mask: Tensor | None, absent: Tensor | None) -> None:
@@ -103,23 +101,12 @@ def one_level(schedule: Schedule) -> None:
     require(schedule.shared, "schedule", "have one λ for all dimensions", schedule, hint)
 
 
-def factorise(decoder: Any, mask: Tensor | None, absent: Tensor | None) -> None:
-    """Rule: a mask needs decoders that are products over dimensions."""
-    for each in pair(decoder):
-        decoder_factorises(each, mask, absent)
-
-
 def finite_but_absent(
-    data: Tensor, mask: Tensor | None, absent: Tensor | None, skip_nonfinite: bool
+    data: Tensor, mask: Tensor | None, absent: Tensor | None, skip_nonfinite: bool = False
 ) -> None:
     """Rule: with a mask, data is finite outside of what is absent."""
     if (mask is not None or absent is not None) and not skip_nonfinite:
         finite_values(Partial.of(data, None, absent).clean(data), "data", {})
-
-
-def finite_pairs(data: Tensor, mask: Tensor | None, absent: Tensor | None) -> None:
-    """Rule: `finite_but_absent` of a comparison."""
-    finite_but_absent(data, mask, absent, False)
 
 
 def profile_of_one_level(schedule: Schedule, profile: Profile | None) -> None:
@@ -137,17 +124,17 @@ def _several(paths: Any, argument: str, given: Given) -> list[Schedule]:
 
 
 def _path(path: Any, argument: str, given: Given) -> Schedule:
-    schedule: Schedule = Instance((Schedule,))(path, argument, given)
+    schedule: Schedule = of_type(Schedule, path, argument, given)
     hint = "its ends and its latent's KL move with the data: compare(…, schedule=(a, b))"
     fixed = "not depend on the data"
     require(not schedule.depends_on_data, argument, fixed, type(schedule).__name__, hint)
-    return Schedule.__validate__(schedule, argument, given)
+    return schedule
 
 
 def same_ends(data: Tensor, paths: Sequence[Schedule]) -> None:
     """Rule: the paths have the same ends in each dimension."""
     for path in paths:
-        schedules_fit(path, data)
+        schedule_fits(path, data)
     first, *others = (_ends(path, data.ndim) for path in paths)
     for path, other in zip(paths[1:], others, strict=True):
         off = max((a - b).abs().max().item() for a, b in zip(first, other, strict=True))

@@ -16,7 +16,6 @@ from vdiff.likelihood._rules import (
     another,
     both,
     finite_but_absent,
-    finite_pairs,
     no_clipping,
     pair,
     profile_of_one_level,
@@ -162,7 +161,7 @@ def evaluate(
 
 
 @validated(
-    rules=[another, conditions_by_image, no_clipping, finite_pairs, bytes_of_texts],
+    rules=[another, conditions_by_image, no_clipping, finite_but_absent, bytes_of_texts],
     elsewhere=PLANNED,
 )
 def compare(

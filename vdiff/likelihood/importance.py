@@ -28,7 +28,7 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood._models import Finite
-from vdiff.likelihood._rules import MASKS, schedules_fit
+from vdiff.likelihood._rules import MASKS, schedule_fits
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.digest import schedule_digest
@@ -100,7 +100,7 @@ def importance_weighted(
 @validated(
     rules=[
         finite_end, divides_table, decoder_fits, conditions_by_image, known_range,
-        same_noise_for_all, schedules_fit,
+        same_noise_for_all, schedule_fits,
     ],
     elsewhere=MASKS,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from vdiff._arguments import Condition, Model
 from vdiff._inputs import Batch, MaskShape
 from vdiff._validate import Count, unchecked, validated
 from vdiff.decoder import Decoder
-from vdiff.likelihood._rules import Paths, factorise, finite_pairs, no_clipping, same_ends
+from vdiff.likelihood._rules import Paths, finite_but_absent, no_clipping, same_ends
 from vdiff.likelihood._tables import spans, table
 from vdiff.likelihood.chunks import Progress
 from vdiff.likelihood.conditions import conditions_by_image
@@ -65,7 +65,7 @@ class PathGap:
         return {"paths": self.paths, "gaps": [gap.asdict() for gap in self.gaps]}
 
 
-@validated(rules=[same_ends, conditions_by_image, no_clipping, factorise, finite_pairs])
+@validated(rules=[same_ends, conditions_by_image, no_clipping, finite_but_absent])
 def path_gap(
     model: Model,
     data: Batch,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vdiff._inputs import broadcasts
 from vdiff._modules import WithArguments
 from vdiff._precision import float64_for
 from vdiff._validate import Given, require, validated
@@ -19,15 +20,14 @@ Network = TypeVar("Network", bound=nn.Module)
 FEATURES = 3  # of each dimension's level: λ/10, α and σ
 
 
-def broadcasts(logsnr: Tensor, z: Tensor) -> None:
+def one_or_field(logsnr: Tensor, z: Tensor) -> None:
     """Rule: log-SNR is one number per example, or a field that broadcasts against z."""
     if logsnr.ndim == 1:
         return
-    shape, sizes = tuple(logsnr.shape), tuple(z.shape)
-    fits = len(shape) == len(sizes) and shape[0] == sizes[0]
-    fits = fits and all(n in (1, size) for n, size in zip(shape[1:], sizes[1:], strict=True))
-    what = f"have shape (batch,), or {len(sizes)} dimensions, each 1 or that of z, {sizes}"
-    require(fits, "logsnr", what, shape, "the first is the batch, never 1 for all examples")
+    fits = broadcasts(logsnr, z) and len(logsnr) == len(z)
+    what = f"have shape (batch,), or {z.ndim} dimensions, each 1 or that of z, {tuple(z.shape)}"
+    hint = "the first is the batch, never 1 for all examples"
+    require(fits, "logsnr", what, tuple(logsnr.shape), hint)
 
 
 def takes_field(self: nn.Module, logsnr: Tensor) -> None:
@@ -60,7 +60,7 @@ def deviation(
     return differs.expand(-1, -1, *z.shape[1:]).flatten(1, 2)
 
 
-@validated(rules=[broadcasts])
+@validated(rules=[one_or_field])
 def split_field(
     logsnr: Float[Tensor, "batch *#dims"], z: Float[Tensor, "batch *dims"]
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch features *size"]]:

@@ -12,7 +12,7 @@ from vdiff._validate import require, validated
 from vdiff.decoder import Levels
 from vdiff.errors import validation_enabled
 from vdiff.loss import full_precision
-from vdiff.nn.field import broadcasts, takes_field, with_field
+from vdiff.nn.field import one_or_field, takes_field, with_field
 
 
 class LevelHead(RestorableModule):
@@ -49,7 +49,7 @@ class LevelHead(RestorableModule):
         network: Any = self.network
         self.network = with_field(network)
 
-    @validated(rules=[takes_field, broadcasts])
+    @validated(rules=[takes_field, one_or_field])
     def forward(
         self,
         z: Float[Tensor, "batch channels *size"],

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vdiff._validate import Count, validated
 from vdiff.nn.embedding import FourierFeatures
-from vdiff.nn.field import FieldNetwork, broadcasts, mean_level, takes_field
+from vdiff.nn.field import FieldNetwork, mean_level, one_or_field, takes_field
 
 
 class MLP(FieldNetwork):
@@ -49,7 +49,7 @@ class MLP(FieldNetwork):
         out: Tensor = self.layers(torch.cat([z, self.time(logsnr).to(z.dtype)], 1))
         return out
 
-    @validated(rules=[takes_field, broadcasts])
+    @validated(rules=[takes_field, one_or_field])
     def _of_field(self, z: Tensor, logsnr: Tensor) -> Tensor:
         level = mean_level(logsnr)
         h: Tensor = torch.cat([z, self.time(level).to(z.dtype)], 1)

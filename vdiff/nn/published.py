@@ -15,7 +15,7 @@ from vdiff.denoiser import ScaledGamma, TableStep
 from vdiff.errors import InvalidType
 from vdiff.nn.block import Block, group_norm, init_weights, zero
 from vdiff.nn.embedding import FourierFeatures
-from vdiff.nn.field import FieldNetwork, broadcasts, mean_level, takes_field
+from vdiff.nn.field import FieldNetwork, mean_level, one_or_field, takes_field
 from vdiff.nn.unet import UNet
 from vdiff.schedule import Tabulated
 
@@ -91,7 +91,7 @@ class VDMUNet(FieldNetwork):
         if field:
             self.take_field()
 
-    @validated(rules=[_single_precision, takes_field, broadcasts])
+    @validated(rules=[_single_precision, takes_field, one_or_field])
     def forward(
         self,
         z: Float[Tensor, "batch c h w"],

@@ -13,7 +13,7 @@ from vdiff._validate import Count, Fraction, Given, Whole, require, validated
 from vdiff.errors import InvalidValue, has_values
 from vdiff.nn.block import Block, Conv, group_norm, zero
 from vdiff.nn.embedding import FourierFeatures
-from vdiff.nn.field import FieldNetwork, broadcasts, mean_level, takes_field
+from vdiff.nn.field import FieldNetwork, mean_level, one_or_field, takes_field
 
 
 def _counts(multipliers: Sequence[int], argument: str, given: Given) -> Sequence[int]:
@@ -141,7 +141,7 @@ class UNet(FieldNetwork):
             if i > 0:
                 self.grow.append(self.conv(channels, channels, 3, padding=1))
 
-    @validated(rules=[_fits, takes_field, broadcasts])
+    @validated(rules=[_fits, takes_field, one_or_field])
     def forward(
         self,
         z: Float[Tensor, "batch c *size"],

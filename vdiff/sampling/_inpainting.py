@@ -2,33 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdiff._diffusion import diffusion_of
 from vdiff._partial import End, Partial
-from vdiff._validate import Given, require, tensor
 from vdiff.errors import InvalidType
 from vdiff.prediction import Prediction
-
-
-def _like_z(value: Any, argument: str, given: Given) -> Any:
-    """A tensor of the shape and the device of `z`."""
-    z = given["z"]
-    tensor(value, argument, given)
-    hint = "it would broadcast in silence" if value.numel() < z.numel() else ""
-    require(
-        value.shape == z.shape, argument, f"have the shape of z, {tuple(z.shape)}",
-        tuple(value.shape), hint,
-    )  # fmt: skip
-    same = f"be on the device of z, {z.device}"
-    require(value.device == z.device, argument, same, value.device, f"{argument}.to(z.device)")
-    return value
-
-
-GivenData = Annotated[Tensor, _like_z]
 
 
 def given_with_mask(

@@ -73,12 +73,12 @@ def levels_or_schedule(
     model: Any, schedule: Schedule | None, steps: int | None, levels: Tensor | None
 ) -> None:
     """A rule: the levels are given, or a schedule and steps."""
-    if levels is None:
-        schedule = schedule or default_schedule(model)
     if levels is not None:
         alone, hint = schedule is None and steps is None, "levels=trailing(schedule, steps)"
         require(alone, "levels", "come without schedule and steps", "both", hint)
-    elif schedule is None or steps is None:
+        return
+    schedule = schedule or default_schedule(model)
+    if schedule is None or steps is None:
         missing, hint = "steps" if schedule else "schedule", "schedule=Cosine(), steps=100"
         raise InvalidType(missing, "be given, schedule and steps; or levels instead", None, hint)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from vdiff._arguments import Condition, Model, dims_fit_z, original
 from vdiff._diffusion import diffusion_of
-from vdiff._inputs import Mask, Steps
+from vdiff._inputs import Mask, SameShape, Steps
 from vdiff._known_range import warn_beyond_grid
 from vdiff._network import evaluation_mode
 from vdiff._validate import require, unchecked, validated
 from vdiff.errors import InvalidValue
 from vdiff.objective import Objective
-from vdiff.sampling._inpainting import GivenData, Kept, given_with_mask
+from vdiff.sampling._inpainting import Kept, given_with_mask
 from vdiff.sampling._rules import (
     OPTIONS,
     AnyStep,
@@ -63,7 +63,7 @@ def trajectory(
     generator: Generators = None,
     differentiable: bool = False,
     mask: Mask | None = None,
-    given: GivenData | None = None,
+    given: SameShape | None = None,
     absent: Mask | None = None,
     condition: Condition = None,
 ) -> Iterator[tuple[Tensor, Any]]:
@@ -152,7 +152,7 @@ def sample(
     generator: Generators = None,
     differentiable: bool = False,
     mask: Mask | None = None,
-    given: GivenData | None = None,
+    given: SameShape | None = None,
     absent: Mask | None = None,
     condition: Condition = None,
 ) -> Shaped[Tensor, "batch *dims"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Condition, dims_fit_z, finite_end, known_range_of, original
+from vdiff._arguments import Condition, dims_fit_z, finite_end, known_range, original
 from vdiff._arguments import Model as AnyModel
 from vdiff._inputs import FiniteData
 from vdiff._network import evaluation_mode
@@ -104,7 +104,7 @@ def _backwards(step: Any) -> None:
     require(is_ode, "step", "be ode, which runs backwards", repr(step), "or partial(ode, …)")
 
 
-@validated(rules=[_backwards, finite_end, known_range_of, dims_fit_z])
+@validated(rules=[_backwards, finite_end, known_range, dims_fit_z])
 def invert(
     model: AnyModel,
     z: FiniteData,

@@ -33,20 +33,15 @@ BETA_HINTS = {
 def check(schedule: Any, points: int, base: Any) -> float:
     """Verify a schedule on a grid of times. Returns the least rate for a loss: 0, or more where
     the rate is 0 at an end. Raises ValueError at the first t that fails."""
-    moves = next(schedule.parameters(), None) is not None
-    name = type(schedule).__name__
-    require(
-        schedule.learns_ends or schedule.learns_shape or not moves,
-        "schedule",
-        "say what its parameters are",
-        f"{name} with parameters and learns_ends = False",
-        "λ_max and λ_min would move: see Learned, which keeps ends and shape apart",
-    )
+    fixed = next(schedule.parameters(), None) is None
+    says = schedule.learns_ends or schedule.learns_shape or fixed
+    got = f"{type(schedule).__name__} with parameters and learns_ends = False"
+    hint = "λ_max and λ_min would move: see Learned, which keeps ends and shape apart"
+    require(says, "schedule", "say what its parameters are", got, hint)
     if device_of(schedule).type == "meta":
         return 0.0  # parameters without values, to be filled later
     t = schedule.times_to_check(points).to(device_of(schedule))
-    logsnr = returned(schedule.logsnr_at(t), t, "schedule", f"have {name}.logsnr_at ")
-    rate = returned(schedule.rate_at(t, logsnr), t, "schedule", f"have {name}.rate_at ")
+    logsnr, rate = _curve(schedule, t, t)
     _check_fall(t, logsnr, rate)
     span = (logsnr[0] - logsnr[-1]).item()
     least = _check_rate(t, rate, span)
@@ -54,6 +49,14 @@ def check(schedule: Any, points: int, base: Any) -> float:
     _check_derivative(t, logsnr, rate)
     _check_inverse(schedule, base, t, span)
     return least
+
+
+def _curve(schedule: Any, t: Tensor, form: Tensor, word: str = "t") -> tuple[Tensor, Tensor]:
+    """λ(t) and its rate, tensors like `form`."""
+    have = f"have {type(schedule).__name__}."
+    logsnr = returned(schedule.logsnr_at(t), form, "schedule", f"{have}logsnr_at ", word)
+    rate = returned(schedule.rate_at(t, logsnr), form, "schedule", f"{have}rate_at ", word)
+    return logsnr, rate
 
 
 def _check_fall(t: Tensor, logsnr: Tensor, rate: Tensor) -> None:
@@ -117,8 +120,7 @@ def _check_inverse(schedule: Any, base: Any, t: Tensor, span: float) -> None:
 @torch.no_grad()
 def check_field(schedule: Any, points: int) -> None:
     """Verify a schedule over dimensions at pairs of times, as `check` does, in each dimension."""
-    name, shape = type(schedule).__name__, schedule.field_shape(schedule.least_ndim)
-    device = device_of(schedule)
+    shape, device = schedule.field_shape(schedule.least_ndim), device_of(schedule)
     if device.type == "meta":
         return  # parameters without values, to be filled later
     pairs = max(LEAST_PAIRS, min(points, MOST_VALUES // math.prod(shape)) // 2)
@@ -126,12 +128,7 @@ def check_field(schedule: Any, points: int) -> None:
     t = torch.stack([t, t + NEAR], 1).flatten()
     field = t.view(-1, *[1] * len(shape))
     form = torch.empty(2 * pairs, *shape, dtype=torch.float64, device=device)
-    logsnr, each = schedule.logsnr_at(field), "λ over dimensions"
-    logsnr = returned(logsnr, form, "schedule", f"have {name}.logsnr_at ", each)
-    rate = returned(
-        schedule.rate_at(field, logsnr), form, "schedule", f"have {name}.rate_at ", each
-    )
-    logsnr, rate = logsnr.flatten(1), rate.flatten(1)
+    logsnr, rate = (v.flatten(1) for v in _curve(schedule, field, form, "λ over dimensions"))
     _check_field_falls(t, logsnr, rate)
     _refuse_in(~(rate >= 0), "have rate_at(t, logsnr) = −dλ/dt ≥ 0", t, rate, "a rate of ")
     _check_field_ends(schedule, logsnr[[0, -1]], shape)
@@ -215,6 +212,13 @@ def _refuse(
     bad: Tensor, requirement: str, t: Tensor, values: Tensor, what: str, hint: str = ""
 ) -> None:
     refuse(bad, "schedule", requirement, values, lambda i: f"t = {t[i]:g}", hint, what)
+
+
+def check_one_time(t: Tensor) -> None:
+    """Raise for a field of times, from whose losses no schedule learns."""
+    hint = "its losses tell nothing of a single λ: train with a fixed schedule"
+    one = "be one time per example for a schedule that learns from losses"
+    require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
 
 
 def row_of(values: Row, argument: str, what: str) -> Tensor:

@@ -1,50 +1,47 @@
 """What schedules over dimensions are made of: fixed schedules, shifts, places of dimensions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from vdiff._inputs import is_integer
 from vdiff._precision import to_float64
-from vdiff._validate import Given, Instance, Number, Whole, require
+from vdiff._validate import Given, Number, Whole, of_type, require
 from vdiff.errors import InvalidType, has_values, shown
 from vdiff.schedule.base import Schedule
 
 MOST_DIMS = 64  # of a tensor of torch
 _TURNS = "InTurn(schedule, 8) has 8 groups, InTurn(schedule, [0, 0, 1]) two for three indices"
-_NUMBER, _SIZE = Number(), Number(above=0.0)
 
 
-def shift_of(value: Any, argument: str, given: Given) -> float | Tensor:
-    """A finite number, or a float64 tensor of one for each example, (batch,)."""
-    return _number_or_one_each(value, argument, given, _NUMBER)
+@dataclass(frozen=True)
+class OneOrEach:
+    """A number, or a float64 tensor of one for each example, (batch,)."""
+
+    number: Number
+
+    def __call__(self, value: Any, argument: str, given: Given) -> float | Tensor:
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return self.number(value, argument, given)
+        each: Tensor = to_float64(value.detach())
+        hint = "a schedule for each index of a dimension is PerDimension"
+        require(each.ndim == 1 and len(each) > 0, argument, "have shape (batch,)", value, hint)
+        if has_values(each):
+            for extreme in each.min(), each.max():
+                self.number(extreme, argument, given)
+        return each
 
 
-def size_of(value: Any, argument: str, given: Given) -> float | Tensor:
-    """A positive number, or a float64 tensor of one for each example, (batch,)."""
-    return _number_or_one_each(value, argument, given, _SIZE)
-
-
-def _number_or_one_each(value: Any, argument: str, given: Given, number: Number) -> float | Tensor:
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return number(value, argument, given)
-    each: Tensor = to_float64(value.detach())
-    hint = "a schedule for each index of a dimension is PerDimension"
-    require(each.ndim == 1 and len(each) > 0, argument, "have shape (batch,)", value, hint)
-    if has_values(each):
-        for extreme in each.min(), each.max():
-            number(extreme, argument, given)
-    return each
-
-
-SizeOf = Annotated[float | Tensor, size_of]
+ShiftOf = Annotated[float | Tensor, OneOrEach(Number())]
+SizeOf = Annotated[float | Tensor, OneOrEach(Number(above=0.0))]
 
 
 def fixed_schedule(value: Any, argument: str, given: Given) -> Schedule:
     """A schedule with one λ for all dimensions that nothing trains."""
-    schedule: Schedule = Instance((Schedule,))(value, argument, given)
-    Schedule.__validate__(schedule, argument, given)
+    schedule: Schedule = of_type(Schedule, value, argument, given)
     fixed = not (schedule.learns_ends or schedule.learns_shape)
     hint = "MultivariateSpline learns an own λ(t) for each dimension"
     require(fixed, argument, "have fixed ends and shape", repr(schedule), hint)
@@ -64,9 +61,8 @@ def fixed_schedules(value: Any, argument: str, given: Given) -> list[Schedule]:
 def _dim(value: Any, argument: str, given: Given) -> int:
     """A dimension of an example; negative ones count from the last."""
     dim: int = Whole(at_least=-MOST_DIMS)(value, argument, given)
-    require(
-        dim != 0, argument, "be a dimension of an example", dim, "0 is the batch; 1 follows it"
-    )
+    hint = "0 is the batch; 1 follows it"
+    require(dim != 0, argument, "be a dimension of an example", dim, hint)
     return dim
 
 
@@ -88,8 +84,7 @@ def turns_of(value: Any, argument: str, given: Given) -> Tensor:
         turns = torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InvalidType(argument, "be whole numbers", shown(value), _TURNS) from None
-    integer = not (turns.is_floating_point() or turns.dtype == torch.bool or turns.is_complex())
-    require(integer, argument, "be whole numbers", turns.dtype, _TURNS)
+    require(is_integer(turns), argument, "be whole numbers", turns.dtype, _TURNS)
     some = turns.ndim > 0 and turns.numel() > 0
     require(some, argument, "be one for each index", f"shape {tuple(turns.shape)}", _TURNS)
     found = sorted(set(turns.flatten().tolist()))

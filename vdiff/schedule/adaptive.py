@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vdiff._precision import to_float64
-from vdiff._validate import Count, Fraction, Number, require, validated
+from vdiff._validate import Count, Fraction, Number, validated
 from vdiff.errors import under_functorch
 from vdiff.profile import Profile
+from vdiff.schedule._check import check_one_time
 from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
 
@@ -74,9 +75,7 @@ class Adaptive(Histogram):
         levels = super().at(t, steps, detach_ends=detach_ends, ndim=ndim)
         if steps is not None or not (self.training and torch.is_grad_enabled()):
             return levels
-        hint = "its losses tell nothing of a single λ: train with a fixed schedule"
-        one = "be one time per example for a schedule that learns from losses"
-        require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
+        check_one_time(t)
         return levels._replace(learn=partial(self._note, levels))
 
     def _note(self, levels: NoiseLevels, loss: Tensor, dims: int) -> Tensor:

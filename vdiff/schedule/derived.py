@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from vdiff._precision import PURE_NOISE, at_least_float32, to_float64
 from vdiff._validate import Count, Finite, Positive, require, validated
 from vdiff.schedule._check import returned
-from vdiff.schedule._parts import SizeOf, shift_of
+from vdiff.schedule._parts import ShiftOf, SizeOf
 from vdiff.schedule.base import Schedule
 
 
@@ -33,7 +33,7 @@ class Shifted(Schedule):
     shift: float | Tensor
 
     @validated
-    def __init__(self, schedule: Schedule, shift: Annotated[float | Tensor, shift_of]) -> None:
+    def __init__(self, schedule: Schedule, shift: ShiftOf) -> None:
         fixed = not (schedule.learns_ends or schedule.learns_shape)
         hint = "what is learned needs no shift"
         require(fixed, "schedule", "have fixed ends and shape", repr(schedule), hint)

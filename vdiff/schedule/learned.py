@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 from vdiff._precision import to_float64
-from vdiff._validate import require
 from vdiff.errors import under_functorch
 from vdiff.gaussian import per_example
+from vdiff.schedule._check import check_one_time
 from vdiff.schedule.base import AllReduce, Learn, NoiseLevels, unchanged
 from vdiff.schedule.learned_ends import LearnedEnds
 
@@ -139,9 +139,7 @@ class Learned(LearnedEnds):
     ) -> NoiseLevels:
         if not (self.learns_by_density and steps is None and torch.is_grad_enabled()):
             return self.at(t, steps, detach_ends=detach_ends, ndim=ndim)
-        hint = "its losses tell nothing of a single λ: train with a fixed schedule"
-        one = "be one time per example for a schedule that learns from losses"
-        require(t.ndim == 1, "t", one, f"a field {tuple(t.shape)}", hint)
+        check_one_time(t)
         t, (high, low) = to_float64(t), self.ends()
         u, pdf = self.cdf_and_pdf(t)
         learn = partial(self._learn_density, t, u, pdf.detach())

@@ -34,10 +34,11 @@ def check_values(
     refuse(bad, "weighting", what, w, lambda i: f"λ = {logsnr[i]:g}", hint)
 
 
-def sound(weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
+def sound_on_cpu(x: Tensor, weighting: Callable[[Tensor], Tensor], schedule: Schedule) -> None:
     """Rule: a plain function is a weighting between the ends of the schedule. Each function is
-    checked once."""
-    if isinstance(weighting, types.FunctionType) and weighting not in _CHECKED:
+    checked once, on a CPU only, for its values are read."""
+    plain = isinstance(weighting, types.FunctionType) and weighting not in _CHECKED
+    if x.device.type == "cpu" and plain:
         check_values(weighting, schedule.logsnr_max, lowest(schedule))
         _CHECKED.add(weighting)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdiff._inputs import Steps
 from vdiff._precision import PURE_NOISE, device_of
-from vdiff._validate import Finite, Given, Positive, constraints, require, validated
+from vdiff._validate import Finite, Given, Positive, of_type, require, validated
 from vdiff.errors import InvalidType
 from vdiff.parameterization import Parameterization, V, X
 from vdiff.schedule import OptimalTransport, Schedule
@@ -51,8 +51,7 @@ def fixed(schedule: Schedule | Law, argument: str, given: Given) -> Schedule | L
         if given["steps"] is not None:
             raise InvalidType(argument, "be a Schedule where steps are given", repr(schedule))
         return schedule
-    for constraint in constraints(Schedule):
-        constraint(schedule, argument, given)
+    of_type(Schedule, schedule, argument, given)
     one = "have one λ for all dimensions and examples"
     require(schedule.shared, argument, one, repr(schedule), "w is a function of one λ")
     learns = schedule.learns_ends or schedule.learns_shape
