@@ -11,7 +11,7 @@ CORE = (  # everything before training: modules, and rooms with all of their fil
     *("gaussian", "times", "resampling", "profile", "variance", "parameterization", "prediction"),
     *("reverse", "weighting", "bound", "decoder", "denoiser", "oracle", "_mixture", "loss"),
     *("losses", "chain", "_path_bound", "flow", "objective", "groups", "diagnosis", "schedule"),
-    *("sampling", "likelihood"),
+    *("sampling", "likelihood", "discrete", "masks", "_partial", "_diffusion"),
 )
 
 OPERATORS = {
@@ -92,6 +92,26 @@ def sites(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             for statement in node.body:
                 if isinstance(statement, ast.FunctionDef):
                     yield from visit(statement)
+
+
+def statements(tree: ast.AST) -> set[int]:
+    """The first lines of statements within functions, without docstrings and abstract bodies."""
+    found = set()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and not _is_abstract(function):
+            inside = [node for one in function.body for node in ast.walk(one)]
+            found |= {node.lineno for node in inside if isinstance(node, ast.stmt) and _runs(node)}
+    return found
+
+
+def _is_abstract(function: ast.FunctionDef) -> bool:
+    names = (ast.unparse(decorator) for decorator in function.decorator_list)
+    return any(name.endswith(("abstractmethod", "overload")) for name in names)
+
+
+def _runs(node: ast.stmt) -> bool:
+    text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return not text and not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import)
 
 
 def _is_text(node: ast.AST) -> bool:

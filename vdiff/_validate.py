@@ -243,7 +243,10 @@ class _Signature:
             (rule, [word for word in inspect.signature(rule).parameters if word in parameters])
             for rule in rules
         ]
-        self.ruled = {word for _, words in self.rules for word in words}
+        variadic = {
+            n for n, p in parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        self.required = parameters.keys() - self.defaults.keys() - variadic
 
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -254,14 +257,15 @@ class _Signature:
                 raise TypeError(self._unknown(word, args))
         given = dict(zip(self.words, args, strict=False))
         given |= kwargs
+        if not self.required <= given.keys():
+            return args, kwargs  # the call itself fails
         everything = self.defaults | given
         for word, checks in self.checks:
             if word in given:
                 for constraint in checks:
                     everything[word] = constraint(everything[word], word, everything)
-        if self.rules and everything.keys() >= self.ruled:  # or the call itself fails
-            for rule, words in self.rules:
-                rule(**{word: everything[word] for word in words})
+        for rule, words in self.rules:
+            rule(**{word: everything[word] for word in words})
         named = [everything[word] for word in self.words[: len(args)]]
         return (*named, *args[len(named) :]), {word: everything[word] for word in kwargs}
 
