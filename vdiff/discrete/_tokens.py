@@ -18,7 +18,7 @@ from vdiff.errors import InvalidType
 from vdiff.gaussian import Step
 from vdiff.reverse import Estimator, RaoBlackwell
 from vdiff.schedule import Cosine, LogLinear, Schedule
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 
 Tokens = Int[Tensor, "batch *dims"]
 LogProbs = Float[Tensor, "batch *dims vocabulary"]

@@ -11,8 +11,8 @@ from vdiff._precision import to_float64
 from vdiff._validate import Count, Fraction, Number, require, validated
 from vdiff.errors import under_functorch
 from vdiff.profile import Profile
-from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
+from vdiff.schedule.noise_levels import AllReduce, NoiseLevels
 
 
 class Adaptive(Histogram):
