@@ -165,9 +165,8 @@ def learn(run: Run, images: Splits, device: torch.device, every: int | None) -> 
     validate = None
     if objective.decoder is not None:
         held_out = images.selection if device.type == "cuda" else images.selection[:FEW]
-        validate = Validation(
-            held_out.pixels.to(device), batch=BATCH, **condition(config, held_out, device)
-        )
+        given = condition(config, held_out, device)
+        validate = Validation(held_out.pixels.to(device), batch=BATCH, condition=given)
     every = every or max(1, min(5000, config.steps // (100 if device.type == "cuda" else 5)))
     data, kept = images.train, {"run": run, "validate": validate, "every": every}
     return train(objective, data.pixels, config, labels=data.labels, **kept)
@@ -185,56 +184,52 @@ def report(
 ) -> None:
     """The bound of test images with its errors beside simple densities, as a table, as JSON and in
     figures."""
-    config = run.config
+    config, schedule = run.config, objective.schedule
     if objective.decoder is None:
         return
     test = images.test[:count]
-    profile = vdiff.profile.Profile(
-        logsnr_max=objective.schedule.logsnr_max, logsnr_min=objective.schedule.logsnr_min, bins=40
-    )
+    ends = {"logsnr_max": schedule.logsnr_max, "logsnr_min": schedule.logsnr_min}
+    profile = vdiff.profile.Profile(**ends, bins=40)
     # a report that is interrupted continues where it was
     states = Resumable(run.folder / "results.json")
     found = states.call(
         "bound", evaluate, objective.model, test.pixels.to(device),
-        schedule=objective.schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
+        schedule=schedule, decoder=objective.decoder, steps=config.chain, batch=BATCH,
         replicates=2, profile=profile, share=share_of_rank(),
-        record={"run": str(run.folder), "ema": config.ema[0]}, **condition(config, test, device),
+        record={"run": str(run.folder), "ema": config.ema[0]},
+        condition=condition(config, test, device),
     )  # fmt: skip
     if not rank().is_zero:
         return
-    fits = OF_PHOTOGRAPHS if test.levels == 256 else BASELINES
-    baselines = {
-        name: fit(
-            images.train.pixels.long() if test.levels < 256 else images.train.pixels,
-            test.pixels.long(),
-            test.levels,
-        )
-        for name, fit in fits.items()
-    }
+    baselines = densities(images.train, test)
     table = rendered(found, baselines, len(test), len(images.test), config.data)
+    write(run, found, baselines, table)
+    best = min(baselines.items(), key=lambda item: item[1])
+    draw(run, objective, images.test, profile, best, device)
+    states.clear()
+    say(f"weights, log, table and figures in {run.folder}")
+
+
+def densities(train: Images, test: Images) -> dict[str, float]:
+    """Simple densities of the test images, bits/dim."""
+    small = test.levels < 256
+    fits = BASELINES if small else OF_PHOTOGRAPHS
+    pixels = train.pixels.long() if small else train.pixels
+    return {name: fit(pixels, test.pixels.long(), test.levels) for name, fit in fits.items()}
+
+
+def write(run: Run, found: Report, baselines: dict[str, float], table: str) -> None:
+    """The table, printed too, and the numbers as JSON."""
     write_text(run.folder / "table.txt", table + "\n")
-    parts = {
-        part: vars(getattr(found, part))
-        for part in ("prior", "diffusion", "reconstruction", "total")
-    }
+    parts = ("prior", "diffusion", "reconstruction", "total")
     results = {
         "unit": "bits/dim",
-        "bound": parts,
+        "bound": {part: vars(getattr(found, part)) for part in parts},
         "baselines": baselines,
         "protocol": found.protocol,
     }
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
-    draw(
-        run,
-        objective,
-        images.test,
-        profile,
-        min(baselines.items(), key=lambda item: item[1]),
-        device,
-    )
-    states.clear()
-    say(f"weights, log, table and figures in {run.folder}")
 
 
 def rendered(found: Report, baselines: dict[str, float], count: int, whole: int, data: str) -> str:
@@ -274,7 +269,7 @@ def draw(
         schedule=grid,
         steps=19,
         step=vdiff.sampling.adams_bashforth,
-        **labels,
+        condition=labels,
     )
     with atomic_write(run.figures / "samples.png") as path:
         decoded = objective.decoder.decode(made).cpu()

@@ -13,6 +13,7 @@ in `pretrained` the model as `Objective.from_pretrained` loads it: that of seed 
 thread, is in examples/weights/digits. `python examples/face.py --run runs/digits` draws all of it.
 """
 
+import argparse
 import json
 import time
 
@@ -48,15 +49,7 @@ def config_of(steps: int, seed: int) -> Config:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
-    text = "training steps (default: %(default)s)"
-    parser.add_argument("--steps", type=positive, default=4000, help=text)
-    text = "of the weights, the batches and the noise (default: %(default)s)"
-    parser.add_argument("--seed", type=int, default=0, help=text)
-    text = "times per test image and replicate (default: %(default)s)"
-    parser.add_argument("--draws", type=positive, default=64, help=text)
-    options = parser.parse_args()
+    options = parse()
     torch.manual_seed(options.seed)
     started, images, config = time.time(), digits(), config_of(options.steps, options.seed)
     run, objective = Run.create(options.out, config), config.objective()
@@ -72,38 +65,50 @@ def main() -> None:
         every=max(1, config.steps // 8),
     )
     run.save(objective)
-    profiles = {
-        "test set": vdiff.profile.Profile(
-            logsnr_max=config.schedule["logsnr_max"],
-            logsnr_min=config.schedule["logsnr_min"],
-            bins=40,
-        )
-    }
+    ends = {name: config.schedule[name] for name in ("logsnr_max", "logsnr_min")}
+    profile = vdiff.profile.Profile(**ends, bins=40)
     report = measure(
         objective,
         images.test,
         draws=options.draws,
         replicates=4,
-        profile=profiles["test set"],
+        profile=profile,
         label="testing",
     )
     objective.save_pretrained(run.folder / "pretrained", report=report)
     baselines = {name: fit(images.train, images.test, LEVELS) for name, fit in BASELINES.items()}
+    write(run, report, baselines)
+    best = min(baselines.items(), key=lambda item: item[1])
+    draw_figures(run, objective, images.test, {"test set": profile}, best)
+    say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", default="runs/digits", help="run folder (default: %(default)s)")
+    text = "training steps (default: %(default)s)"
+    parser.add_argument("--steps", type=positive, default=4000, help=text)
+    text = "of the weights, the batches and the noise (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=0, help=text)
+    text = "times per test image and replicate (default: %(default)s)"
+    parser.add_argument("--draws", type=positive, default=64, help=text)
+    return parser.parse_args()
+
+
+def write(run: Run, report: Report, baselines: dict[str, float]) -> None:
+    """The table, printed too, and the numbers as JSON."""
     table = render(report, baselines)
     write_text(run.folder / "table.txt", table + "\n")
     parts = ("prior", "diffusion", "reconstruction", "total")
     results = {
         "unit": "bits/dim",
-        "steps": config.steps,
+        "steps": run.config.steps,
         "bound": {part: vars(getattr(report, part)) for part in parts},
         "baselines": baselines,
         "protocol": report.protocol,
     }
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     say(f"\n{table}\n")
-    best = min(baselines.items(), key=lambda item: item[1])
-    draw_figures(run, objective, images.test, profiles, best)
-    say(f"{time.time() - started:.0f} s; weights, log, table and figures in {run.folder}")
 
 
 def measure(

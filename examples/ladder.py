@@ -23,8 +23,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,16 @@ from typing import Any
 import ladder_figures
 import torch
 from ladder_findings import QUANTILES, Results, Row, findings, render, winners
+from ladder_parts import DATA, VARIANCES, Setting
 from torch import Tensor, nn
 
 from vdiff import Denoiser, bits_per_dim, elbo, hybrid_loss, weighted_elbo
 from vdiff.cli.parser import Parser, positive
-from vdiff.data.digits import LEVELS, Split, digits
 from vdiff.decoder import DiscretizedGaussian
 from vdiff.disk import write_text
-from vdiff.gaussian import Step, alpha, per_example
+from vdiff.gaussian import alpha
 from vdiff.likelihood import evaluate
 from vdiff.metrics import mmd
-from vdiff.nn import MLP
 from vdiff.parameterization import Eps, PosteriorMean, X
 from vdiff.sampling import History, ancestral, uniform
 from vdiff.schedule import Tabulated
@@ -50,38 +48,7 @@ from vdiff.terminal import Bar, replace_unencodable, say
 from vdiff.times import generator_of, offset_of, on_chain, stratified
 from vdiff.training.trainer import lr_lambda
 from vdiff.training.weights import read_weights, save_tensors
-from vdiff.variance import (
-    FixedLarge,
-    FixedSmall,
-    LearnedLogVariance,
-    LearnedRange,
-    LearnedVariance,
-    ReverseVariance,
-)
 from vdiff.weighting import MSE
-
-
-class Output(ReverseVariance):
-    """Σ is the network's output itself without its sign: nothing stands between the weights and
-    the gradient's 1/Σ²."""
-
-    learned = True
-
-    def log_variance_ratio(self, step: Step, variance_output: Tensor | None = None) -> Tensor:
-        assert variance_output is not None
-        posterior = per_example(step.variance.log(), variance_output)
-        return torch.log(variance_output.abs() + 1e-8) - posterior
-
-
-VARIANCES = {
-    "output": Output,
-    "direct": LearnedVariance,
-    "log": LearnedLogVariance,
-    "small": FixedSmall,
-    "large": FixedLarge,
-    "range": LearnedRange,
-}
-
 
 ROWS = [
     *(Row("mean", variance, "VLB") for variance in ("output", "direct", "log", "small")),
@@ -95,46 +62,6 @@ ROWS = [
 STORED = "curve: step, bits/dim, mean MSE"  # what a run keeps: one that kept less is made again
 # those that the ladder's source trains for longer, 3 times as long
 PAIR = Row("ε", "small", "VLB"), Row("ε", "small", "MSE")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all rows share: the chain's noise levels, training, and how much is drawn to
-    measure."""
-
-    data: str = "digits"
-    levels: int = 100
-    steps: int = 2000
-    batch: int = 128
-    lr: float = 4e-3
-    draws: int = 64
-    samples: int = 500
-
-
-class Flat(nn.Module):
-    """Images through an MLP, with `heads` times their channels out."""
-
-    def __init__(self, channels: int, size: int, heads: int) -> None:
-        super().__init__()
-        self.mlp = MLP(channels * size * size, dims_out=heads * channels * size * size, width=256)
-
-    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
-        return self.mlp(z.flatten(1), logsnr).view(len(z), -1, *z.shape[2:])
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Integer images to train on, to draw curves with and to test on, and a network for them with
-    1 or 2 heads."""
-
-    images: Split
-    grey_levels: int
-    network: Callable[[int], nn.Module]
-
-
-DATA: dict[str, Callable[[], Problem]] = {
-    "digits": lambda: Problem(digits(), LEVELS, lambda heads: Flat(1, 8, heads))
-}
 
 
 class Ladder:
@@ -173,9 +100,33 @@ class Ladder:
     def train(self, row: Row, seed: int, bar: Bar) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """One row from one seed: what was measured, and the traces, samples and weights. Batches,
         times and noise are the seed's."""
-        setting, steps = self.setting, self.setting.steps * row.times
         torch.manual_seed(seed)
         model = self.model(row)
+        tensors, diverged = self.optimize(row, model, seed, bar)
+        norms = tensors["norm"] if len(tensors["norm"]) else torch.tensor([math.inf])
+        tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+        record: dict[str, Any] = dict.fromkeys(("bits", "mean_mse", "mmd", "runaway"))
+        record["diverged"], bound = diverged, None
+        if diverged is None:
+            bound = self.bound(model, self.images.test, seed, draws=self.setting.draws)
+        if bound is None:
+            record["diverged"] = diverged or self.setting.steps * row.times
+        else:
+            record |= {"bits": bound[0], "bits_monte_carlo": bound[1], "bits_images": bound[2]}
+            record["mean_mse"] = self.mean_mse(model, seed)
+            images, record["runaway"] = self.sample(model, seed)
+            record["mmd"], tensors["samples"] = self.distance(images), images.to(torch.int32)
+        at = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+        quantiles = norms.double().quantile(at)
+        record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
+        return record, tensors
+
+    def optimize(
+        self, row: Row, model: Denoiser, seed: int, bar: Bar
+    ) -> tuple[dict[str, Tensor], int | None]:
+        """Train a row's model: its losses, gradient norms and curve, and the step at which it
+        diverged."""
+        setting, steps = self.setting, self.setting.steps * row.times
         # eps: a loss in other units is no other learning rate
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=setting.lr, betas=(0.9, 0.99), weight_decay=0.01, eps=1e-15
@@ -198,33 +149,18 @@ class Ladder:
             norms.append(norm.item())
             optimizer.step()
             if (step + 1) % min(steps, max(5, steps // 10)) == 0:
-                draws = -(-setting.draws // 3)
-                bound = self.bound(model, self.images.selection, seed, draws=draws)
-                error = self.mean_mse(model, seed, self.images.selection, draws)
-                curve.append((step + 1, math.nan if bound is None else bound[0], error))
+                curve.append((step + 1, *self.on_selection(model, seed)))
             bar.update()
         bar.update(steps - len(losses))
-        tensors = {
-            "loss": torch.tensor(losses),
-            "norm": torch.tensor(norms),
-            "curve": torch.tensor(curve).view(-1, 3),
-        }
-        tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
-        record: dict[str, Any] = dict.fromkeys(("bits", "mean_mse", "mmd", "runaway"))
-        record["diverged"], bound = diverged, None
-        if diverged is None:
-            bound = self.bound(model, self.images.test, seed, draws=setting.draws)
-        if bound is None:
-            record["diverged"] = diverged or steps
-        else:
-            record |= {"bits": bound[0], "bits_monte_carlo": bound[1], "bits_images": bound[2]}
-            record["mean_mse"] = self.mean_mse(model, seed)
-            images, record["runaway"] = self.sample(model, seed)
-            record["mmd"], tensors["samples"] = self.distance(images), images.to(torch.int32)
-        at = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
-        quantiles = torch.tensor(norms or [math.inf], dtype=torch.float64).quantile(at)
-        record["norm"] = dict(zip(QUANTILES, quantiles.tolist(), strict=True))
-        return record, tensors
+        traces = {"loss": torch.tensor(losses), "norm": torch.tensor(norms)}
+        return traces | {"curve": torch.tensor(curve).view(-1, 3)}, diverged
+
+    def on_selection(self, model: Denoiser, seed: int) -> tuple[float, float]:
+        """A point of the curve: bits/dim and mean MSE, with a third of the draws."""
+        images, draws = self.images.selection, -(-self.setting.draws // 3)
+        bound = self.bound(model, images, seed, draws=draws)
+        error = self.mean_mse(model, seed, images, draws)
+        return math.nan if bound is None else bound[0], error
 
     def bound(
         self, model: Denoiser, images: Tensor, seed: int, draws: int

@@ -87,52 +87,70 @@ def winners(results: Results) -> dict[str, Row]:
 def findings(results: Results) -> list[str]:
     """What the run says, with standard errors over seeds; all of it computed, so that another run
     may say the opposite."""
-
-    def differ(a: Row, b: Row) -> dict[str, Found]:
-        return {key: over_seeds(results, key, a, b) for key in ("bits", "mmd", "mean_mse")}
-
-    def clear(gap: dict[str, Found]) -> bool:
-        return all(
-            (found := gap[key]) is not None and abs(found[0]) > CLEAR * found[1]
-            for key in ("bits", "mmd")
-        )
-
-    def sentence(what: str, a: Row, b: Row) -> str:
-        gap = differ(a, b)
-        return (
-            f"{what}, {a} − {b}: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}"
-            f", 10³·mean MSE {shown(gap['mean_mse'], 1e3)}."
-        )
-
-    said, short = [], {row: runs for row, runs in results.items() if row.times == 1}
-    best = winners(short)
-    if len(best) == 2:
-        gap = differ(best["mmd"], best["bits"])
-        pairs = [found for a, b in combinations(short, 2) if clear(found := differ(a, b))]
-        opposed = sum(found["bits"][0] * found["mmd"][0] < 0 for found in pairs)
-        said.append(
-            f"Likelihood and samples "
-            f"{'part ways' if clear(gap) else 'do not clearly part ways'}: {best['bits']} has "
-            f"the best bound and {best['mmd']} "
-            f"the best samples; second − first: bits/dim {shown(gap['bits'])}, "
-            f"10³·MMD² {shown(gap['mmd'], 1e3)}. "
-            f"Of {len(pairs)} pairs of rows that differ by over {CLEAR} SE in both, the two "
-            f"measures order {opposed} oppositely."
-        )
+    said = likelihood_and_samples(results)
     for mean in ("mean", "x", "ε"):
-        said.append(
-            sentence(
-                "Squared error instead of the bound",
-                Row(mean, "small", "MSE"),
-                Row(mean, "small", "VLB"),
-            )
-        )
+        pair = Row(mean, "small", "MSE"), Row(mean, "small", "VLB")
+        said.append(gap_between(results, "Squared error instead of the bound", *pair))
+    learned = Row("ε", "range", "hybrid_loss")
     for other in (
         Row("ε", "small", "MSE"),
         Row("ε", "large", "MSE"),
         Row("ε", "log", "hybrid_loss"),
     ):
-        said.append(sentence("Learning the variance", Row("ε", "range", "hybrid_loss"), other))
+        said.append(gap_between(results, "Learning the variance", learned, other))
+    said.append(gradients_by_variance(results))
+    longer = [row for row in results if row.times > 1]
+    for row in longer:
+        shorter = replace(row, times=1)
+        said.append(gap_between(results, f"{row.times} times the steps", row, shorter))
+    what = "Squared error instead of the bound, trained for longer"
+    pairs = [(row, replace(row, loss="VLB")) for row in longer if row.loss == "MSE"]
+    return said + [gap_between(results, what, a, b) for a, b in pairs if b in results]
+
+
+def gaps(results: Results, a: Row, b: Row) -> dict[str, Found]:
+    """By how much two rows differ in each measure."""
+    return {key: over_seeds(results, key, a, b) for key in ("bits", "mmd", "mean_mse")}
+
+
+def gap_between(results: Results, what: str, a: Row, b: Row) -> str:
+    gap = gaps(results, a, b)
+    return (
+        f"{what}, {a} − {b}: bits/dim {shown(gap['bits'])}, 10³·MMD² {shown(gap['mmd'], 1e3)}"
+        f", 10³·mean MSE {shown(gap['mean_mse'], 1e3)}."
+    )
+
+
+def clear(gap: dict[str, Found]) -> bool:
+    """Whether two rows differ by more than chance in both bound and samples."""
+    return all(
+        (found := gap[key]) is not None and abs(found[0]) > CLEAR * found[1]
+        for key in ("bits", "mmd")
+    )
+
+
+def likelihood_and_samples(results: Results) -> list[str]:
+    """Whether the row with the best bound has the best samples; nothing where one is unknown."""
+    short = {row: runs for row, runs in results.items() if row.times == 1}
+    best = winners(short)
+    if len(best) < 2:
+        return []
+    gap = gaps(results, best["mmd"], best["bits"])
+    pairs = [found for a, b in combinations(short, 2) if clear(found := gaps(results, a, b))]
+    opposed = sum(found["bits"][0] * found["mmd"][0] < 0 for found in pairs)
+    return [
+        f"Likelihood and samples "
+        f"{'part ways' if clear(gap) else 'do not clearly part ways'}: {best['bits']} has "
+        f"the best bound and {best['mmd']} "
+        f"the best samples; second − first: bits/dim {shown(gap['bits'])}, "
+        f"10³·MMD² {shown(gap['mmd'], 1e3)}. "
+        f"Of {len(pairs)} pairs of rows that differ by over {CLEAR} SE in both, the two "
+        f"measures order {opposed} oppositely."
+    ]
+
+
+def gradients_by_variance(results: Results) -> str:
+    """How much larger the largest gradient is than the median one, by the unit of Σ."""
     spread = []
     for name in ("output", "direct", "log"):
         runs = [record["norm"] for record, _ in results[Row("mean", name, "VLB")]]
@@ -140,23 +158,9 @@ def findings(results: Results) -> list[str]:
             f"{name} {min(n['max'] / n['median'] for n in runs):.2g} … "
             f"{max(n['max'] / n['median'] for n in runs):.2g}"
         )
-    said.append(
+    return (
         f"The largest gradient over the median one, mean/·/VLB, least and most over seeds: "
         f"{', '.join(spread)}. dK/dΣ goes with 1/Σ², met in full where the "
         "output is Σ; the softplus of direct has the slope 1 − e^(−Σ), which takes one power "
         "away: for small Σ it behaves as log does."
     )
-    said += [
-        sentence(f"{row.times} times the steps", row, replace(row, times=1))
-        for row in results
-        if row.times > 1
-    ]
-    by_loss = [
-        (row, replace(row, loss="VLB")) for row in results if row.times > 1 and row.loss == "MSE"
-    ]
-    said += [
-        sentence("Squared error instead of the bound, trained for longer", a, b)
-        for a, b in by_loss
-        if b in results
-    ]
-    return said

@@ -13,19 +13,22 @@ from tqdm import tqdm
 from vdiff import Prediction
 from vdiff.decoder import DiscretizedGaussian
 from vdiff.gaussian import diffuse
+from vdiff.parameterization import Eps
 from vdiff.reverse import reverse_mean
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import ladder
+import ladder_chain
 import ladder_figures as figures
 import ladder_findings
 from ladder import ROWS, Ladder, Row, Setting
+from ladder_parts import Output
 
 SMALL = Setting(levels=25, steps=4, batch=8, draws=4, samples=8)
 
 
 def test_the_weights_of_ddpms_steps_have_their_ranges():
-    weights = figures.step_weights(figures.DDPM)  # entry i is that of level i + 2
+    weights = ladder_chain.step_weights(ladder_chain.DDPM)  # entry i is that of level i + 2
     mean, x, eps = weights["posterior mean"], weights["x"], weights["ε"]
     assert (mean.max().item(), mean.min().item()) == pytest.approx((9168.9, 25.0), rel=1e-4)
     assert [x[level - 2].item() for level in (2, 7, 10, 50, 1000)] == pytest.approx(
@@ -38,10 +41,10 @@ def test_the_weights_of_ddpms_steps_have_their_ranges():
 
 
 def test_autograd_finds_the_closed_form_of_a_variances_gradient():
-    found = figures.variance_gradients(torch.logspace(-5, 1, 50, dtype=torch.float64))
+    found = ladder_chain.variance_gradients(torch.logspace(-5, 1, 50, dtype=torch.float64))
     for by_autograd, closed in found.values():
         torch.testing.assert_close(by_autograd, closed, rtol=1e-9, atol=1e-9)
-    at = figures.variance_gradients(torch.tensor([1e-3, 1e-4], dtype=torch.float64))
+    at = ladder_chain.variance_gradients(torch.tensor([1e-3, 1e-4], dtype=torch.float64))
     assert at["Σ"][1].tolist() == pytest.approx([-2.95e4, -2.995e6])
     assert at["log Σ"][1].tolist() == pytest.approx([-29.5, -299.5])
 
@@ -49,12 +52,13 @@ def test_autograd_finds_the_closed_form_of_a_variances_gradient():
 def test_probabilities_add_up_where_edges_are_told_by_the_data_alone():
     for mean, std, wrong in ((0.9, 0.3, 0.639), (0.98, 0.02, 0.884), (-1.0, 0.05, 0.531)):
         decoder, at = DiscretizedGaussian(256, variance=std**2), torch.tensor([mean])
-        assert figures.total_mass(decoder, at).item() == pytest.approx(1.0, abs=1e-9)
-        assert figures.mass_of_shifted_edges(decoder, at).item() == pytest.approx(wrong, abs=1e-3)
+        assert ladder_chain.total_mass(decoder, at).item() == pytest.approx(1.0, abs=1e-9)
+        shifted = ladder_chain.mass_of_shifted_edges(decoder, at).item()
+        assert shifted == pytest.approx(wrong, abs=1e-3)
 
 
 def test_the_posterior_over_the_forward_variance_is_close_to_one_from_level_100():
-    ratio = torch.exp(-figures.chain_steps(figures.DDPM).log_variance_ratio)
+    ratio = torch.exp(-ladder_chain.chain_steps(ladder_chain.DDPM).log_variance_ratio)
     assert ratio[100 - 2].item() == pytest.approx(0.982, abs=1e-3)
 
 
@@ -63,7 +67,7 @@ def test_mean_mse_is_that_of_the_posterior_mean_in_every_row():
     model = one.model(Row("ε", "small", "MSE"))
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    step = figures.chain_steps(one.table)
+    step = ladder_chain.chain_steps(one.table)
     square = step.coefficient_eps.square()  # ε̂ = 0, so that E e² = 1 and Var e² = 2
     error = (2 * square.square().sum() / (297 * 64 * 64 * len(square))).sqrt()
     assert one.mean_mse(model, 0) == pytest.approx(square.mean().item(), abs=4 * error.item())
@@ -97,9 +101,9 @@ def test_the_squared_error_is_that_of_the_rows_own_target(row):
 
 
 def test_an_output_that_is_the_variance_is_taken_as_it_is():
-    step = figures.chain_steps(figures.DDPM)
+    step = ladder_chain.chain_steps(ladder_chain.DDPM)
     head = torch.full((999, 1), -0.3)
-    prediction = Prediction(head, step.logsnr_t, head, ladder.Eps(), ladder.Output(), head)
+    prediction = Prediction(head, step.logsnr_t, head, Eps(), Output(), head)
     u = prediction.variance.log_variance_ratio(step, prediction.variance_output)[:, 0]
     torch.testing.assert_close(
         torch.exp(u) * step.variance,

@@ -16,10 +16,9 @@ LAYERS = (
     "gaussian", "times", "masks", "resampling", "profile", "variance", "schedule",
     "parameterization", "prediction", "_partial", "reverse", "weighting", "bound", "decoder",
     "_diffusion", "_network", "denoiser", "discrete", "_known_range", "_arguments", "_mixture",
-    "oracle", "loss",
-    "_path_bound", "chain", "flow", "losses", "_fits", "objective", "groups", "diagnosis",
-    "sampling", "likelihood", "metrics", "recipes", "augmentation", "_describe_tokens",
-    "describe", "interop", "theorems",
+    "_quadrature", "oracle", "loss", "_path_bound", "chain", "flow", "losses", "_fits",
+    "objective", "groups", "diagnosis", "sampling", "likelihood", "metrics", "recipes",
+    "augmentation", "_describe_tokens", "describe", "interop", "theorems",
     "nn", "disk", "terminal", "plots", "data", "training", "codec", "cli",
 )  # fmt: skip
 ROOT = Path(vdiff.__file__).parent
@@ -151,6 +150,7 @@ TEST_FILES = {path.name: path for path in TESTS.rglob("test_*.py")}
 TESTED_IN = {
     "cli.decompress": "test_cli_compress.py",
     "cli.describe": "test_describe.py",
+    "cli.method": "test_cli_sample.py",
     "cli.parser": "test_cli.py",
     "cli.pictures": "test_cli_sample.py",
     "cli.progress": "test_cli_evaluate.py",
@@ -170,6 +170,7 @@ TESTED_IN = {
     "theorems": "theorems/test_evidence.py",
     "training.fields": "test_config.py",
     "training.loop": "test_trainer.py",
+    "training.outline": "test_spec_outline.py",
     "weighting": "theorems/test_weighting.py",
 }
 

@@ -18,9 +18,9 @@ from vdiff.likelihood import (
     path_gap,
     path_importance,
 )
+from vdiff.likelihood._controls import control_values
 from vdiff.likelihood.chunks import StateMismatch
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.pilot import control_values
 from vdiff.oracle import Gaussian as Gaussian3
 from vdiff.profile import Profile
 from vdiff.schedule import (

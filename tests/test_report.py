@@ -21,11 +21,10 @@ from vdiff.likelihood import (
     evaluate,
 )
 from vdiff.likelihood._tables import by_logsnr, spans, table, trust
-from vdiff.likelihood.diagnostics import Curve, Diagnostics
+from vdiff.likelihood.diagnostics import Curve, Diagnostics, relative_costs
 from vdiff.likelihood.estimate import difference
 from vdiff.likelihood.integrand import Integrand
 from vdiff.likelihood.replicated import Replicated
-from vdiff.likelihood.report import relative_costs
 from vdiff.likelihood.stages import Budget, Evaluation
 from vdiff.likelihood.tally import Tally
 from vdiff.oracle import Lattice

@@ -8,7 +8,7 @@ from torch import nn
 
 from vdiff.nn import MLP, UNet, VDMUNet
 from vdiff.training import Config
-from vdiff.training.spec import TENSORS, outline_of
+from vdiff.training.outline import TENSORS, outline_of
 
 UNET = {"name": "UNet", "channels": 1, "channels_out": 17, "width": 8}
 

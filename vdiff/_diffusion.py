@@ -17,7 +17,7 @@ from vdiff.errors import InvalidType, validation_enabled
 from vdiff.gaussian import Step, diffuse, prior_kl
 from vdiff.reverse import Estimator, reverse_sample
 from vdiff.schedule import Linear, Schedule
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 End = Tensor | float

@@ -36,7 +36,7 @@ from vdiff.loss import complete
 from vdiff.prediction import Prediction
 from vdiff.reverse import reverse_kl
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 from vdiff.times import stratified, stratum_of
 
 LevelTimes = Annotated[Tensor, Ends(zero=True)]

@@ -14,7 +14,7 @@ from vdiff.decoder import Decoder
 from vdiff.errors import InvalidType, shown, under_functorch
 from vdiff.loss import elbo, weighted_elbo
 from vdiff.resampling import LossSecondMoment
-from vdiff.schedule.base import AllReduce
+from vdiff.schedule.noise_levels import AllReduce
 from vdiff.times import on_chain
 from vdiff.weighting import ELBO, WeightFunction
 

@@ -28,7 +28,7 @@ from vdiff.errors import InvalidValue, validation_enabled
 from vdiff.loss import elbo
 from vdiff.losses import VLB, Hybrid, Loss, Weighted
 from vdiff.schedule import Schedule
-from vdiff.schedule.base import AllReduce
+from vdiff.schedule.noise_levels import AllReduce
 from vdiff.times import independent, stratified
 
 

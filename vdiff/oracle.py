@@ -5,7 +5,6 @@ arithmetic is in float64.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -13,15 +12,13 @@ from torch import Tensor, nn
 
 from vdiff._inputs import Data, Mask
 from vdiff._mixture import Array, Mixture, as_levels, one_point, parts_of, scales
+from vdiff._quadrature import gauss_hermite, mean_on_line, mmse_on_line, one_dimension
 from vdiff._validate import require, validated
 from vdiff.bound import Bound
 from vdiff.decoder import Decoder
 from vdiff.decoder import Gaussian as GaussianDecoder
 from vdiff.errors import InvalidType
 from vdiff.gaussian import Level, kl_to_normal
-
-REACH, FINENESS = 11.0, 0.05  # of a grid in z: half its width and its spacing, in deviations
-PIECE = 512  # points of that grid at a time, which fit the cache
 
 
 def _one_per_row(logsnr: Tensor) -> None:
@@ -76,7 +73,7 @@ class GaussianMixture(Mixture):
         >>> GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[0.1], [0.1]]).cdf(torch.zeros(1, 1))
         tensor([0.5000], dtype=torch.float64)
         """
-        self._require_line("cdf")
+        one_dimension(self, "cdf")
         self._require_density("cdf")
         normal = (x.to(torch.float64) - self.means[:, 0]) / self.variances[:, 0].sqrt()
         below: Tensor = torch.special.ndtr(normal)
@@ -89,7 +86,7 @@ class GaussianMixture(Mixture):
         if len(self.weights) == 1:
             level = logsnr[:, None].to(torch.float64) + self.variances[0].log()
             return torch.sigmoid(level).sum(1)
-        return torch.stack([self._line_mmse(level) for level in logsnr.to(torch.float64)])
+        return torch.stack([mmse_on_line(self, level) for level in logsnr.to(torch.float64)])
 
     @validated
     def mutual_information(self, logsnr: Level) -> Float[Tensor, " batch"]:
@@ -102,7 +99,7 @@ class GaussianMixture(Mixture):
         if len(self.weights) == 1:
             return 0.5 * nn.functional.softplus(levels[:, None] + self.variances[0].log()).sum(1)
         noise = 0.5 * (math.log(2 * math.pi * math.e) + nn.functional.logsigmoid(-levels))
-        negative = [self._line_mean(*scales(level), lambda z, log_q: log_q) for level in levels]
+        negative = [mean_on_line(self, *scales(level), lambda z, log_q: log_q) for level in levels]
         return -torch.stack(negative) - noise
 
     def entropy(self) -> Tensor:
@@ -110,7 +107,7 @@ class GaussianMixture(Mixture):
         if len(self.weights) == 1:
             return 0.5 * (math.log(2 * math.pi * math.e) + self.variances[0].log()).sum()
         one = torch.ones((), dtype=torch.float64)
-        return -self._line_mean(one, 0.0 * one, lambda x, log_p: log_p)
+        return -mean_on_line(self, one, 0.0 * one, lambda x, log_p: log_p)
 
     def prior_gap(self, logsnr_min: float) -> Tensor:
         """KL(q(z₁) ‖ N(0, I)), nats: the slack of the perfect model's bound at the noisy end."""
@@ -120,8 +117,8 @@ class GaussianMixture(Mixture):
             variance = torch.sigmoid(level) * self.variances[0] + torch.sigmoid(-level)
             return kl_to_normal(square, variance).sum()
         constant = 0.5 * math.log(2 * math.pi)
-        return self._line_mean(
-            *scales(level), lambda z, log_q: log_q + 0.5 * z.square() + constant
+        return mean_on_line(
+            self, *scales(level), lambda z, log_q: log_q + 0.5 * z.square() + constant
         )
 
     @validated
@@ -153,13 +150,13 @@ class GaussianMixture(Mixture):
         >>> round((weight @ x[:, 0]).item(), 12), round((weight @ eps[:, 0] ** 2).item(), 12)
         (0.05, 1.0)
         """
-        self._require_line("nodes")
+        one_dimension(self, "nodes")
         level = torch.tensor(logsnr, dtype=torch.float64)
         alpha, sigma = scales(level)
         variance = alpha**2 * self.variances + sigma**2  # (K, 1)
         u = torch.arange(-200, 201, dtype=torch.float64) * 0.05
         density = torch.exp(-0.5 * u.square())
-        hermite, mass = _gauss_hermite(5)
+        hermite, mass = gauss_hermite(5)
         z = (alpha * self.means + variance.sqrt() * u)[:, :, None]
         off = z - alpha * self.means[..., None]
         mean = sigma * off / variance[..., None]
@@ -183,49 +180,6 @@ class GaussianMixture(Mixture):
         if not isinstance(decoder, GaussianDecoder):
             raise InvalidType("decoder", "be a Gaussian for continuous data", repr(decoder))
         return decoder.expected_nll(torch.zeros(1, self.dims, dtype=torch.float64), logsnr_max)[0]
-
-    def _require_line(self, what: str) -> None:
-        if self.dims != 1:
-            raise NotImplementedError(
-                f"{type(self).__name__}.{what} is exact for one Gaussian or one dimension; for a "
-                f"mixture in {self.dims} dimensions average over `sample`"
-            )
-
-    def _line_mean(
-        self, alpha: Tensor, sigma: Tensor, f: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """E f(z, log q(z)) for d = 1."""
-        z, step = self._line(alpha, sigma)
-        at = alpha.expand(len(z)), sigma.expand(len(z))
-        log_q = self._log_joint(z[:, None], *at)[0].logsumexp(1)
-        return (step * log_q.exp() * f(z, log_q)).sum()
-
-    def _line(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """An even grid over z (d = 1) and its step: on a mixture, the trapezoid rule has spectral
-        accuracy."""
-        self._require_line("quadrature")
-        center = alpha * self.means[:, 0]
-        width = (alpha**2 * self.variances[:, 0] + sigma**2).sqrt()
-        low, high = (center - REACH * width).min(), (center + REACH * width).max()
-        n = int((high - low) / (FINENESS * width.min())) + 2
-        z = torch.linspace(low.item(), high.item(), n, dtype=torch.float64)
-        return z, z[1] - z[0]
-
-    def _line_mmse(self, level: Tensor) -> Tensor:
-        """E Var(ε | z) at one λ, d = 1: the variance within components and between them, without
-        cancelling."""
-        alpha, sigma = scales(level)
-        grid, step = self._line(alpha, sigma)
-        total = torch.zeros((), dtype=torch.float64)
-        for z in torch.split(grid, PIECE):
-            at = alpha.expand(len(z)), sigma.expand(len(z))
-            log_joint, residual, variance = self._log_joint(z[:, None], *at)
-            share = log_joint.softmax(1)
-            eps = (sigma * residual / variance)[..., 0]  # E[ε | z, k]
-            within = (alpha**2 * self.variances / variance)[..., 0]  # Var[ε | z, k]
-            between = (eps - (share * eps).sum(1, keepdim=True)).square()
-            total += log_joint.logsumexp(1).exp() @ (share * (within + between)).sum(1)
-        return step * total
 
 
 class Gaussian(GaussianMixture):
@@ -310,14 +264,6 @@ class Lattice(GaussianMixture):
         levels = torch.arange(len(self.weights))[:, None]
         level = torch.tensor(logsnr_max, dtype=torch.float64)
         return self.weights @ decoder.expected_nll(levels, level)
-
-
-def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of E f(N(0, 1)), from the Jacobi matrix of the Hermite polynomials (Golub
-    & Welsch)."""
-    off = torch.arange(1, n, dtype=torch.float64).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return nodes, vectors[0].square()
 
 
 __all__ = ["Gaussian", "GaussianMixture", "Lattice"]

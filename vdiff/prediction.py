@@ -17,7 +17,7 @@ from vdiff._validate import validated
 from vdiff.errors import InvalidType
 from vdiff.gaussian import Level, per_example, scales, sum_dims, weighted_sum
 from vdiff.parameterization import Parameterization, Score, V
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 from vdiff.variance import FixedSmall, ReverseVariance
 
 _POSTERIOR = FixedSmall()

@@ -20,12 +20,10 @@ docs/samplers.md says which step to use for which budget.
 
 import argparse
 import json
-import math
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,47 +32,25 @@ from torch import Tensor
 from vdiff._diffusion import diffusion_of
 from vdiff._validate import require
 from vdiff.cli import sample_tokens
-from vdiff.cli.load import load_object, parse_device
+from vdiff.cli.load import parse_device
+from vdiff.cli.method import add_method, levels_of, model_of, step_of
 from vdiff.cli.parser import positive
 from vdiff.cli.pictures import cells_of, picture
 from vdiff.cli.sampler import Sampler
 from vdiff.cli.source import add_source, open_source
 from vdiff.decoder import Levels
 from vdiff.disk import atomic_write, check_output
-from vdiff.errors import InvalidValue, did_you_mean, printable
+from vdiff.errors import InvalidValue, printable
 from vdiff.extras import extra
 from vdiff.likelihood.digest import data_hash, weights_digest
-from vdiff.parameterization import Eps, Flow, V, X
-from vdiff.sampling import (
-    STEPS,
-    TOKEN_STEPS,
-    Clipped,
-    Counted,
-    Guided,
-    leading,
-    logistic,
-    trailing,
-    trajectory,
-    uniform,
-)
+from vdiff.sampling import Counted, trajectory
 from vdiff.sampling._rules import OPTIONS
-from vdiff.sampling.grid import rising
-from vdiff.schedule import Cosine, Karras, Linear, OptimalTransport, Schedule
 from vdiff.terminal import say
-from vdiff.variance import FixedLarge, FixedSmall
+
+if TYPE_CHECKING:
+    from vdiff.training.loading import Loaded
 
 SETTINGS = ("seed", "step", "guidance", "null_label", "interval", "clip", "draw")  # of a PNG
-GRIDS: dict[str, Callable[[float, float], Schedule]] = {
-    "cosine": Cosine,
-    "logistic": logistic,
-    "karras": lambda high, low: Karras(math.exp(-high / 2), math.exp(-low / 2)),
-    "linear": Linear,
-    "rectified": OptimalTransport,
-}
-SPACINGS = {"uniform": uniform, "trailing": trailing, "leading": leading}
-TARGETS = {"x": X(), "eps": Eps(), "v": V(), "flow": Flow()}
-VARIANCES = {"posterior": FixedSmall(), "forward": FixedLarge()}
-NAMED: dict[str, dict[str, Any]] = {"target": TARGETS, "variance": VARIANCES}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -91,44 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "sample number i of a seed is always the same (default: %(default)s)"
     what("--seed", type=int, default=0, help=text)
 
-    levels = parser.add_argument_group("from noise to data").add_argument
-    text = f"method from one noise level to the next: {', '.join(STEPS)}; over tokens "
-    text += f"{', '.join(TOKEN_STEPS)} (default: %(default)s)"
-    levels("--step", type=_named("step", STEPS | TOKEN_STEPS), default="ancestral", help=text)
-    text = (
-        "number of steps; a step is one evaluation of the network, or two with heun; --spacing "
-        "uniform has one more level, and so one more evaluation (default: 100; 1 for ode, which "
-        "chooses its own steps)"
-    )
-    levels("--steps", help=text, **number)
-    text = (
-        f"noise levels: {', '.join(GRIDS)}, between the ends of the run's schedule; run, that "
-        "schedule itself; or FILE.py:NAME, your own schedule or list of log-SNRs; FILE.py "
-        "is run as a Python program: name only a file that you trust (default: %(default)s)"
-    )
-    levels("--grid", type=_grid, default="cosine", help=text)
-    text = f"which times of the grid: {', '.join(SPACINGS)} (default: %(default)s, with both ends)"
-    levels("--spacing", type=_named("spacing", SPACINGS), default="uniform", help=text)
-
-    one = parser.add_argument_group("options of one step").add_argument
-    text = f"of ancestral: {', '.join(VARIANCES)} (default: the model's own)"
-    one("--variance", type=_named("variance", VARIANCES), help=text)
-    text = "of ddim: how much noise, from 0 (the default) to 1, which is ancestral"
-    one("--eta", type=float, help=text)
-    one("--order", type=int, choices=(1, 2, 3), help="of adams_bashforth (default: 3)")
-    text = f"of adams_bashforth: {', '.join(TARGETS)} (default: flow)"
-    one("--target", type=_named("target", TARGETS), help=text)
-    one("--method", help="of ode: a solver of torchdiffeq (default: dopri5)")
-    one("--rtol", type=float, help="of ode: relative tolerance (default: 1e-5)")
-    one("--atol", type=float, help="of ode: absolute tolerance (default: 1e-5)")
-
-    change = parser.add_argument_group("changes to the model").add_argument
-    text = "classifier-free guidance: 1 is no guidance, 2 goes twice as far from the null class"
-    change("--guidance", type=float, metavar="SCALE", help=f"{text}; needs --null-label")
-    change("--null-label", type=int, metavar="K", help="the label that stands for no class")
-    text = "use guidance only between these log-SNRs"
-    change("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
-    change("--clip", action="store_true", help="clip x̂ to [-1, 1] at every level")
+    add_method(parser)
 
     output = parser.add_argument_group("output").add_argument
     output("--out", metavar="FOLDER", help="where to write (default: RUN/samples)")
@@ -160,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     if not diffusion_of(objective.model).continuous:
         sample_tokens.check(options)
         classes = _classes(options, source.config.network.get("labels"), _dropped(source.config))
-        drawing = _model(options, objective.model), _step(options)
+        drawing = model_of(options, objective.model), step_of(options)
         folder = _folder(Path(options.out) if options.out else source.folder / "samples")
         return sample_tokens.write(options, objective, drawing, shape, classes, folder)
     if not isinstance(decoder, Levels):
@@ -170,22 +109,35 @@ def run(options: argparse.Namespace) -> int:
     require(channels in (1, 3), "run", "have images of 1 or 3 channels, to be pictures", shape)
     classes = _classes(options, source.config.network.get("labels"), _dropped(source.config))
     counted = Counted(objective.model)
-    model, step = _model(options, counted), _step(options)
-    levels = _levels(options, objective.schedule)
+    model, step = model_of(options, counted), step_of(options)
+    levels = levels_of(options, objective.schedule)
     path = partial(trajectory, model, levels=levels, step=step)
     sampler = Sampler(options, path, decoder, shape, classes, device, len(levels))
     if options.png is not None:
-        given = {name: vars(options).get(name) for name in (*SETTINGS, *OPTIONS)}
-        weights = loaded.record.get("weights file") or weights_digest(objective)
-        given |= {"levels": data_hash(levels), "weights file": weights}
-        given |= {"labels": None if classes is None else classes.tolist()}
+        given = _settings(options, loaded, levels, classes)
         given |= {} if builder is None else {"network": str(builder)}
         with distributed():
             return sampler.write_pngs(Path(options.png), given)
     folder = _folder(Path(options.out) if options.out else source.folder / "samples")
+    return _write(folder, sampler, counted, levels)
+
+
+def _settings(
+    options: argparse.Namespace, loaded: "Loaded", levels: Tensor, classes: Tensor | None
+) -> dict[str, Any]:
+    """What a numbered PNG depends on."""
+    given = {name: vars(options).get(name) for name in (*SETTINGS, *OPTIONS)}
+    weights = loaded.record.get("weights file") or weights_digest(loaded.objective)
+    given |= {"levels": data_hash(levels), "weights file": weights}
+    return given | {"labels": None if classes is None else classes.tolist()}
+
+
+def _write(folder: Path, sampler: Sampler, counted: Counted, levels: Tensor) -> int:
+    """Draw all samples, and write their numbers, a picture and with --gif the trajectory."""
+    options, decoder = sampler.options, sampler.decoder
     data, x, frames = sampler.all()
     per_sample = counted.evaluations / -(-options.count // options.batch)
-    about = {"levels": len(levels), "device": str(device), "evaluations": per_sample}
+    about = {"levels": len(levels), "device": str(sampler.device), "evaluations": per_sample}
     labels = sampler.labels(range(options.count))
     arrays = {"data": data, "x": x, "logsnr": levels, "label": labels}
     _write_numbers(folder / "samples.npz", options, about, arrays)
@@ -244,46 +196,6 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-def _step(options: argparse.Namespace) -> Any:
-    """The step with its options. Raises for those of another step."""
-    values = {name: getattr(options, name, None) for name in OPTIONS}
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        what, came = f"come with --step {OPTIONS[name]}", f"--step {options.step}"
-        require(OPTIONS[name] == options.step, name, what, came, "no other step has it")
-        given[name] = NAMED.get(name, {}).get(value, value)
-    step = (STEPS | TOKEN_STEPS)[options.step]
-    return partial(step, **given) if given else step
-
-
-def _levels(options: argparse.Namespace, trained: Schedule) -> Tensor:
-    """The noise levels to visit."""
-    steps = options.steps or (1 if options.step == "ode" else 100)
-    schedule: Any = trained
-    if options.grid in GRIDS:
-        schedule = GRIDS[options.grid](trained.logsnr_max, trained.logsnr_min)
-    elif options.grid != "run":
-        schedule = load_object(options.grid)
-        if not isinstance(schedule, Schedule | type):
-            what = "come without --steps and --spacing where it is a row of levels"
-            alone = options.steps is None and options.spacing == "uniform"
-            require(alone, "grid", what, options.grid)
-            return rising(schedule, "grid", {}).cpu()
-    return SPACINGS[options.spacing](schedule, steps).cpu()
-
-
-def _model(options: argparse.Namespace, model: Any) -> Any:
-    guided, hint = options.guidance is not None, "--guidance 2 --null-label 10"
-    what = "come with guidance, and guidance with it"
-    require(guided == (options.null_label is not None), "null-label", what, "one of them", hint)
-    fits = guided or options.interval is None
-    require(fits, "interval", "come with guidance", "none", hint)
-    if guided:
-        interval = None if options.interval is None else tuple(options.interval)
-        model = Guided(model, options.guidance, {"label": options.null_label}, interval)
-    return Clipped(model) if options.clip else model
-
-
 def _classes(
     options: argparse.Namespace, classes: int | None, dropped: bool = False
 ) -> Tensor | None:
@@ -301,19 +213,3 @@ def _classes(
         for label in given:
             require(0 <= label < classes, name, what, label)
     return torch.tensor(options.label or [k for k in range(classes) if k not in null])
-
-
-def _named(what: str, names: dict[str, Any]) -> Callable[[str], str]:
-    """A parser of names. An unknown name raises with the nearest as a hint."""
-
-    def parse(text: str) -> str:
-        if text not in names:
-            hint = did_you_mean(text, names) or f"there are {', '.join(names)}"
-            raise argparse.ArgumentTypeError(f"'{text}' is no {what}; {hint}")
-        return text
-
-    return parse
-
-
-def _grid(text: str) -> str:
-    return text if ":" in text else _named("grid", {**GRIDS, "run": None})(text)

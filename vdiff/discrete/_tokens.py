@@ -17,7 +17,7 @@ from vdiff.discrete._draw import DRAWN, draw, first_state, uniform_noise
 from vdiff.errors import InvalidType
 from vdiff.gaussian import Step
 from vdiff.schedule import Cosine, LogLinear, Schedule
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 
 Tokens = Int[Tensor, "batch *dims"]
 LogProbs = Float[Tensor, "batch *dims vocabulary"]

@@ -14,7 +14,7 @@ from vdiff.discrete.parameterization import TokenParameterization
 from vdiff.discrete.process import Process, of_state, step_of
 from vdiff.gaussian import Level, Step, sum_dims, weighted_sum
 from vdiff.prediction import ModelOutput, register
-from vdiff.schedule.base import NoiseLevels
+from vdiff.schedule.noise_levels import NoiseLevels
 
 
 @dataclass(eq=False)

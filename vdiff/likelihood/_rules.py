@@ -9,6 +9,7 @@ from torch import Tensor
 from vdiff._arguments import dims_fit_data, original
 from vdiff._diffusion import diffusion_of
 from vdiff._inputs import finite_values
+from vdiff._known_range import warn_beyond
 from vdiff._partial import Partial
 from vdiff._validate import Constraint, Given, Instance, of_type, require
 from vdiff.profile import Profile
@@ -77,6 +78,11 @@ def both(hint: Any) -> Constraint:
 def is_path(schedule: Schedule) -> bool:
     """Whether the bound depends on a schedule between its ends in continuous time too."""
     return schedule.over_dims or schedule.depends_on_data
+
+
+def known_range(model: Any, schedule: Schedule, steps: int | None = None) -> None:
+    """Rule: warn where λ lies beyond what the model knows or was trained on."""
+    warn_beyond(original(model), schedule, steps, evaluation=True)
 
 
 def schedule_fits(schedule: Schedule, data: Tensor) -> None:

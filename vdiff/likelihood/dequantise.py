@@ -25,12 +25,11 @@ from vdiff.decoder import Levels, log_normal_interval
 from vdiff.flow import Method, Unit
 from vdiff.gaussian import sum_dims
 from vdiff.likelihood._flow_rules import unclipped
-from vdiff.likelihood._rules import MASKS
+from vdiff.likelihood._rules import MASKS, known_range
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image
 from vdiff.likelihood.flow_solver import FlowSolver
 from vdiff.likelihood.importance import ImportanceBound
-from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.ode import OF_THE_FLOW, costs, warn_of_tolerance
 from vdiff.likelihood.replicated import OfExamples, Replicates, example_generators, run_replicates
 from vdiff.likelihood.trace import Exact, Trace, default_trace
@@ -162,7 +161,7 @@ def exact_trace(samples: int, trace: Trace | None, data: Tensor) -> None:
 
 
 @validated(
-    rules=[finite_end, conditions_by_image, unclipped, exact_trace, known_levels],
+    rules=[finite_end, conditions_by_image, unclipped, exact_trace, known_range],
     elsewhere=MASKS,
 )
 def dequantized_ode(

@@ -88,6 +88,22 @@ def examine(run: Evaluation, tally: Tally) -> Diagnostics:
     return Diagnostics(effective, largest.item(), int(draws), curve)
 
 
+def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
+    """Network evaluations for the same error with the first techniques alone, relative to all.
+
+    The pilot does not see the noise of few times in a grid. It is what was measured beyond the
+    pilot's last variance, and it is the same for each technique.
+    """
+    expected = evaluation.fitted.variance
+    if not expected:
+        return {}
+    last = list(expected.values())[-1]
+    rest = max(0.0, tally.terms.variances()[1].mean().item() * evaluation.draws - last)
+    if last + rest == 0:
+        return {}
+    return {name: (v + rest) / (last + rest) for name, v in expected.items()}
+
+
 def warnings_of(run: Evaluation, tally: Tally, trust: Diagnostics) -> list[str]:
     """Reasons not to trust the number, each a sentence."""
     reasons = _of_size(run, tally)

@@ -29,12 +29,11 @@ from vdiff._inputs import FiniteData
 from vdiff._precision import to_float64
 from vdiff._validate import Count, unchecked, validated
 from vdiff.likelihood._models import Finite
-from vdiff.likelihood._rules import MASKS, one_level
+from vdiff.likelihood._rules import MASKS, known_range, one_level
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row, select_rows
 from vdiff.likelihood.density import Stratified
 from vdiff.likelihood.digest import distribution_digest, schedule_digest
-from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.replicated import (
     GaussianOfExamples,
     Replicated,
@@ -70,7 +69,7 @@ class IMMSE(Replicated):
     label = "; an estimate, not a bound"
 
 
-@validated(rules=[finite_end, one_level, conditions_by_row, known_levels], elsewhere=MASKS)
+@validated(rules=[finite_end, one_level, conditions_by_row, known_range], elsewhere=MASKS)
 def immse(
     model: GaussianModel,
     x: FiniteData,

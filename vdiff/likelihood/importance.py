@@ -28,11 +28,10 @@ from vdiff.chain import path_bound
 from vdiff.decoder import Decoder
 from vdiff.gaussian import Step, alpha
 from vdiff.likelihood._models import Finite
-from vdiff.likelihood._rules import MASKS, schedule_fits
+from vdiff.likelihood._rules import MASKS, known_range, schedule_fits
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_image, select_rows
 from vdiff.likelihood.digest import schedule_digest
-from vdiff.likelihood.integrand import known_range
 from vdiff.likelihood.replicated import Replicated, Replicates, example_generators, run_replicates
 from vdiff.reverse import reverse_mean, reverse_sample
 from vdiff.schedule import Schedule

@@ -1,60 +1,29 @@
 """What an evaluation averages: the bound of an image at one (t, ε)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vdiff._arguments import Model, decoder_fits, finite_end, original
-from vdiff._diffusion import Diffusion, Generators, diffusion_of, takes_time
-from vdiff._known_range import warn_beyond
+from vdiff._arguments import Model
+from vdiff._diffusion import Diffusion, Generators, diffusion_of
 from vdiff._partial import Partial
 from vdiff._precision import to_float64
 from vdiff._validate import require, unchecked
 from vdiff.decoder import Decoder
 from vdiff.errors import InvalidValue
 from vdiff.likelihood._rules import is_path
+from vdiff.likelihood._side import same_in_any_order, side_of
 from vdiff.likelihood.conditions import select_rows
-from vdiff.likelihood.digest import schedule_digest
 from vdiff.loss import elbo
 from vdiff.prediction import Prediction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of, on_chain
-from vdiff.weighting._check import divides_table
 
 FEW_IMAGES = 16  # whose mean is the path of a schedule that depends on them, for a curve
 Drawn = Sequence[tuple[Schedule, Tensor | float]]  # of each side, for the examples of a batch
-
-
-class Side(NamedTuple):
-    """A model and its bound: between the ends of `base`, along its path where it is one over
-    dimensions, or of a chain of `steps`. `process` corrupts and scores the data."""
-
-    model: Model
-    base: Schedule
-    decoder: Decoder | None
-    steps: int | None
-    process: Diffusion
-
-    @property
-    def evaluations(self) -> int:
-        """Calls of the network for each draw."""
-        return 2 if self.decoder is not None and self.decoder.uses_network else 1
-
-    def name(self, ndim: int) -> dict[str, object]:
-        """What the bound of an x of `ndim` dimensions depends on, for a protocol."""
-        chain, path = self.steps is not None, is_path(self.base)
-        decodes = self.process.continuous
-        part = {"decoder": self.decoder} if decodes else {"process": self.process}
-        return {
-            **{word: repr(v) for word, v in part.items()},
-            "logsnr": [self.base.logsnr_min, self.base.logsnr_max],
-            "T": self.steps if chain else "∞",
-            "schedule": repr(self.base) if chain or path else None,
-            **({"path": schedule_digest(self.base, ndim)} if chain or path else {}),
-        }
 
 
 class NonFiniteBound(InvalidValue):
@@ -272,43 +241,6 @@ def _rows_of(mask: Tensor | None, kept: Tensor | None, data: Tensor) -> Tensor |
     """The mask of the images `kept`, where it has a row for each image."""
     own = mask is not None and mask.ndim == data.ndim and len(mask) == len(data)
     return mask[kept] if mask is not None and own and kept is not None else mask
-
-
-def known_range(model: Any, schedule: Schedule, steps: int | None) -> None:
-    """Rule: warn where λ lies beyond what the model knows or was trained on."""
-    warn_beyond(original(model), schedule, steps, evaluation=True)
-
-
-def known_levels(model: Any, schedule: Schedule) -> None:
-    """Rule: `known_range` in continuous time."""
-    known_range(model, schedule, None)
-
-
-def side_of(
-    model: Model,
-    schedule: Schedule,
-    decoder: Decoder | None,
-    steps: int | None,
-    process: Diffusion,
-) -> Side:
-    """A model and its bound. Validates that they fit, and warns beyond what the model knows."""
-    finite_end(schedule)
-    divides_table(schedule, steps)
-    decoder_fits(decoder, schedule)
-    base = schedule
-    if steps is None and not is_path(schedule):
-        base = process.even(schedule.logsnr_max, schedule.logsnr_min)
-    known_range(model, base, steps)
-    return Side(model, base, decoder, steps, process)
-
-
-def same_in_any_order(
-    model: Model, schedule: Schedule, decoder: Decoder | None, steps: int | None
-) -> Diffusion | None:
-    """The process with the same bound, if there is one, in which λ alone decides how many
-    dimensions are corrupted. A network that gets a time has another bound with it."""
-    same = steps is None and not is_path(schedule) and not takes_time(original(model))
-    return diffusion_of(model).any_order() if same else None
 
 
 def finite_images(data: Tensor, absent: Tensor | None = None) -> Tensor:

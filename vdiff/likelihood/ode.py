@@ -37,11 +37,10 @@ from vdiff.likelihood._flow_rules import (
     unclipped,
 )
 from vdiff.likelihood._models import evaluating
-from vdiff.likelihood._rules import something_modelled
+from vdiff.likelihood._rules import known_range, something_modelled
 from vdiff.likelihood.chunks import Progress, Run, Share, State
 from vdiff.likelihood.conditions import conditions_by_row
 from vdiff.likelihood.flow_solver import RESULTS, FlowSolver
-from vdiff.likelihood.integrand import known_levels
 from vdiff.likelihood.replicated import OfExamples, Replicated, run_replicates
 from vdiff.likelihood.trace import Trace, default_trace
 from vdiff.schedule import Schedule
@@ -78,7 +77,7 @@ class OdeLikelihood(Replicated):
 
 
 _RULES = (
-    finite_end, conditions_by_row, unclipped, known_levels, same_noise_for_all,
+    finite_end, conditions_by_row, unclipped, known_range, same_noise_for_all,
     finite_but_for_absent, one_flow, dims_fit_x,
 )  # fmt: skip
 

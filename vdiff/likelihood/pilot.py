@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vdiff._validate import require
-from vdiff.likelihood._rules import is_path
-from vdiff.likelihood.control import Control, FittedControl
+from vdiff.likelihood._controls import control_values, controls_of, fitted_to
+from vdiff.likelihood.control import FittedControl
 from vdiff.likelihood.density import Along, Binned, Density, Stratified, UniformDensity
 from vdiff.likelihood.integrand import Drawn, Integrand
-from vdiff.likelihood.variance_reduction import GAUSSIAN_CONTROLS, VarianceReduction
+from vdiff.likelihood.variance_reduction import VarianceReduction
 from vdiff.schedule import Schedule
 from vdiff.times import generator_of
 
@@ -139,7 +138,7 @@ def run_pilot(
     if not pairs:
         return PilotFit(plan, antithetic=bool(plan.antithetic))
     progress(0)
-    controls = tuple(_fit(control, integrand) for control in controls_of(plan, integrand))
+    controls = tuple(fitted_to(control, integrand) for control in controls_of(plan, integrand))
     bins = max(1, min(BINS, pairs // PER_BIN, integrand.steps or BINS))
     loss, values, t, weight = _draw(integrand, controls, pairs, signs, seed, batch, progress)
     index = bin_index(t, bins)
@@ -208,45 +207,6 @@ class _Regression:
             own = level[i] if weight is None else weight[index == i] * level[i]
             rest = y - v @ self.coefficients[i] - own
             self.between[i] = (rest[0] * rest[1]).mean().clamp(min=0)
-
-
-def control_values(
-    integrand: Integrand,
-    controls: tuple[FittedControl, ...],
-    rows: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    drawn: Drawn | None = None,
-) -> Tensor:
-    """(n, controls): ½ m times each control, the unit of the diffusion term, at each of the
-    integrand's levels. The mean given (image, t) is zero."""
-    if not controls:
-        return t.new_zeros(len(t), 0, dtype=torch.float64)
-    values = []
-    for logsnr, measure in integrand.all_levels(t, drawn):
-        for control in controls:
-            if logsnr.ndim == 1:
-                values.append(0.5 * measure * control.centered(rows, eps, logsnr).double())
-            else:
-                values.append(0.5 * control.centered(rows, eps, logsnr, measure).double())
-    return torch.stack(values, 1)
-
-
-def controls_of(plan: VarianceReduction, integrand: Integrand) -> tuple[Control, ...]:
-    """The control variates of a plan. By default tokens have none; others are refused there."""
-    if integrand.process.continuous:
-        return plan.controls
-    default = plan.controls is GAUSSIAN_CONTROLS or not plan.controls
-    hint = "their means are over Gaussian noise: controls=()"
-    require(default, "controls", "be left out for tokens", list(plan.controls), hint)
-    return ()
-
-
-def _fit(control: Control, integrand: Integrand) -> FittedControl:
-    """A control of an integrand's images. One without masks or paths need not know of them."""
-    path, part = any(is_path(side.base) for side in integrand.sides), integrand.part
-    whole = part.modelled is None and not path
-    return control.fit(integrand.x) if whole else control.fit(integrand.x, part, path)
 
 
 def bin_index(t: Tensor, bins: int) -> Tensor:

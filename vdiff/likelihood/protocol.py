@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vdiff._arguments import original
 from vdiff._version import __version__
+from vdiff.likelihood._controls import controls_of
 from vdiff.likelihood.chunks import Share
 from vdiff.likelihood.conditions import condition_digest
 from vdiff.likelihood.digest import data_hash, weights_digest
 from vdiff.likelihood.integrand import Integrand
-from vdiff.likelihood.pilot import controls_of
 from vdiff.likelihood.stages import Evaluation
 from vdiff.likelihood.tally import Tally
 

@@ -3,24 +3,22 @@ warnings."""
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from html import escape
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from vdiff import _html
 from vdiff._diffusion import Unit
 from vdiff._precision import to_float64
 from vdiff._validate import require, validated
 from vdiff.gaussian import bits_per_dim
 from vdiff.likelihood._bytes import count_of, in_texts, protocol_of_bytes
-from vdiff.likelihood._tables import OF_MEAN, by_logsnr, images_error, spans, table, trust
-from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, warnings_of
+from vdiff.likelihood._formats import details, in_html, plain
+from vdiff.likelihood._tables import by_logsnr, spans, table, trust
+from vdiff.likelihood.diagnostics import Curve, Diagnostics, examine, relative_costs, warnings_of
 from vdiff.likelihood.estimate import Estimate, difference, spread_error
 from vdiff.likelihood.protocol import evaluation_protocol
-from vdiff.likelihood.replicated import Replicated, as_text, listed, within
+from vdiff.likelihood.replicated import Replicated, listed, within
 from vdiff.likelihood.stages import Evaluation
 from vdiff.likelihood.tally import Tally
 
@@ -229,7 +227,7 @@ class Report:
             per_byte = {"bits/byte": plain(self.bits_per_byte), "bytes": count_of(self.bytes)}
             parts |= per_byte  # type: ignore[arg-type]
         unit = self.total.unit.name
-        return {"unit": unit, **parts, **_common(self), "references": references}
+        return {"unit": unit, **parts, **details(self), "references": references}
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,7 @@ class Comparison:
         unit, difference = self.difference.unit.name, plain(self.difference)
         per_byte = self.bits_per_byte
         parts = {} if per_byte is None else {"bits/byte": plain(per_byte)}
-        return {"unit": unit, "difference": difference, **parts, **_common(self)}
+        return {"unit": unit, "difference": difference, **parts, **details(self)}
 
 
 def report_of(evaluation: Evaluation, tally: Tally, bytes: int | Tensor | None = None) -> Report:
@@ -300,62 +298,3 @@ def report_of(evaluation: Evaluation, tally: Tally, bytes: int | Tensor | None =
     by_image = nats * evaluation.scale if dims is None else bits_per_dim(nats, dims)
     parts = prior, diffusion, reconstruction, total
     return Report(*parts, protocol, diagnostics, costs, doubts, by_image, dims=own, bytes=bytes)
-
-
-def relative_costs(evaluation: Evaluation, tally: Tally) -> dict[str, float]:
-    """Network evaluations for the same error with the first techniques alone, relative to all.
-
-    The pilot does not see the noise of few times in a grid. It is what was measured beyond the
-    pilot's last variance, and it is the same for each technique.
-    """
-    expected = evaluation.fitted.variance
-    if not expected:
-        return {}
-    last = list(expected.values())[-1]
-    rest = max(0.0, tally.terms.variances()[1].mean().item() * evaluation.draws - last)
-    if last + rest == 0:
-        return {}
-    return {name: (v + rest) / (last + rest) for name, v in expected.items()}
-
-
-def in_html(parts: Mapping[str, Estimate], total: Estimate, of: Report | Comparison) -> str:
-    """Estimates, their curve by log-SNR, how far to trust them, and the protocol."""
-    rows = [
-        (name, f"{e.value:.4f}", f"{e.monte_carlo:.4f}", images_error(e))
-        for name, e in parts.items()
-    ]
-    unit, example = total.unit
-    head = (unit, "value", "± Monte Carlo", f"± {example}s")
-    lines = [f"95 %: {spans(total)}", *trust(of.diagnostics, of.relative_costs)]
-    html = [_html.table(rows, head)]
-    if of.diagnostics is not None:
-        curve = of.diagnostics.curve
-        mean = OF_MEAN if curve.of_mean else ""
-        middle = 0.5 * (curve.logsnr_min + curve.logsnr_max)
-        html.append(_html.curve(middle, curve.value, f"{unit} by log-SNR{mean}, noise to data"))
-    html += [f"<div>{escape(line)}</div>" for line in lines]
-    html += [f"<div><b>WARNING: {escape(text)}</b></div>" for text in of.warnings]
-    facts = {word: None if v is None else as_text(v) for word, v in of.protocol.items()}
-    return "".join([*html, _html.details("protocol", facts)])
-
-
-def _common(report: Report | Comparison) -> dict[str, object]:
-    diagnostics: dict[str, object] | None = None
-    if report.diagnostics is not None:
-        own = vars(report.diagnostics.curve).items()
-        curve = {k: _finite(v.tolist()) for k, v in own if isinstance(v, Tensor)}
-        diagnostics = vars(report.diagnostics) | {"curve": curve}
-    common = {name: getattr(report, name) for name in ("relative_costs", "warnings", "protocol")}
-    return {"diagnostics": diagnostics, **common}
-
-
-def plain(e: Estimate) -> dict[str, object]:
-    """As plain data, with None for NaN, which JSON does not have."""
-    values = asdict(e)
-    del values["unit"]
-    words = (f"{e.unit.example}s" if word == "images" else word for word in values)
-    return dict(zip(words, _finite(list(values.values())), strict=True))
-
-
-def _finite(values: list[float | None]) -> list[float | None]:
-    return [None if v is not None and math.isnan(v) else v for v in values]

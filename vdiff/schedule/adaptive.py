@@ -12,8 +12,8 @@ from vdiff._validate import Count, Fraction, Number, validated
 from vdiff.errors import under_functorch
 from vdiff.profile import Profile
 from vdiff.schedule._check import check_one_time
-from vdiff.schedule.base import AllReduce, NoiseLevels
 from vdiff.schedule.histogram import Histogram, filled
+from vdiff.schedule.noise_levels import AllReduce, NoiseLevels
 
 
 class Adaptive(Histogram):

@@ -3,8 +3,7 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,52 +11,18 @@ from torch import Tensor
 
 from vdiff import _html
 from vdiff._inputs import CleanEnd, NoisyEnd, Steps, ordered_ends
-from vdiff._modules import PreciseModule, copy_values
+from vdiff._modules import PreciseModule
 from vdiff._precision import at_least_float32, to_float64
 from vdiff._validate import Count, Given, require, unchecked, validated
 from vdiff.errors import InvalidType, has_values, validation_enabled
-from vdiff.gaussian import Step
 from vdiff.schedule._check import check
+from vdiff.schedule.noise_levels import AllReduce, NoiseLevels
 
 BISECTIONS = 64
 EDGE = 1e-5  # a float32 λ this far beyond an end counts as inside: it was rounded
 UNREAD = 500  # losses without an update, after which a schedule that learns from them warns
 
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
-AllReduce = Callable[[Tensor], Tensor]
-Learn = Callable[[Tensor, int], Tensor]
-
-
-def unchanged(loss: Tensor, dims: int) -> Tensor:
-    """The loss: nothing is learned from it."""
-    return loss
-
-
-class NoiseLevels(NamedTuple):
-    """A schedule at times t, in float64: λ, the rate −dλ/dt or T·expm1(Δ) that multiplies the loss
-    of a uniform t, and on a chain the step Δ = λ_s − λ_t, s = t − 1/T.
-
-    `learn(loss, dims)` takes the loss at these times, (batch,) nats over `dims` dimensions, and
-    returns it with the same value. A schedule that learns from losses does it there.
-
-    >>> from vdiff.schedule import Linear
-    >>> Linear(13.3, -5.0).at(torch.ones(1), steps=10).delta
-    tensor([1.8300], dtype=torch.float64)
-    """
-
-    logsnr: Tensor
-    rate: Tensor
-    delta: Tensor | None = None
-    learn: Learn = unchanged
-
-    @property
-    def step(self) -> Step:
-        """The chain's step that ends at t."""
-        assert self.delta is not None, "a step is a chain's: schedule.at(t, steps)"
-        return Step(self.logsnr, self.delta)
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "NoiseLevels":
-        return NoiseLevels(*copy_values(self[:3], memo))  # no graph: nothing is learned from it
 
 
 class Schedule(PreciseModule, ABC):

@@ -37,8 +37,8 @@ from vdiff._precision import to_float64
 from vdiff.errors import under_functorch
 from vdiff.gaussian import per_example
 from vdiff.schedule._check import check_one_time
-from vdiff.schedule.base import AllReduce, Learn, NoiseLevels, unchanged
 from vdiff.schedule.learned_ends import LearnedEnds
+from vdiff.schedule.noise_levels import AllReduce, Learn, NoiseLevels, unchanged
 
 FLOOR = 1e-3  # the least u': λ is visited at most 1/FLOOR times as often as by a linear schedule
 MEMORY = 0.99  # of the running mean loss, by updates

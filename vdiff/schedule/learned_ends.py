@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vdiff._inputs import Steps
 from vdiff._precision import to_float64
 from vdiff._validate import validated
-from vdiff.schedule.base import Learn, NoiseLevels, Schedule, unchanged
+from vdiff.schedule.base import Schedule
+from vdiff.schedule.noise_levels import Learn, NoiseLevels, unchanged
 
 
 class LearnedEnds(Schedule):

@@ -12,10 +12,11 @@ from vdiff.data.augment import NUMBERS, augment
 from vdiff.errors import InvalidValue
 from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.times import draws_of_step, generator_of
+from vdiff.training._items import seed_all
 from vdiff.training.config import Config
 from vdiff.training.mistakes import check_tokens
 from vdiff.training.ranks import Rank
-from vdiff.training.sources import Examples, Share, Source, Stream, seed_all, source_of
+from vdiff.training.sources import Examples, Share, Source, Stream, source_of
 
 
 class Batch(NamedTuple):

@@ -16,13 +16,14 @@ from vdiff._validate import require, validated
 from vdiff.decoder import Decoder, Levels
 from vdiff.denoiser import Denoiser, logsnr_time
 from vdiff.discrete import TokenDenoiser
-from vdiff.discrete import parameterization as of_tokens
 from vdiff.errors import InvalidValue, did_you_mean
 from vdiff.objective import VLB, Hybrid, Loss, Objective, Weighted
 from vdiff.resampling import LossSecondMoment
+from vdiff.training._misfits import misfits
 from vdiff.training.fields import CHECKS, is_number, is_own, target_room
+from vdiff.training.outline import outline_of
 from vdiff.training.safe_json import flaw, json_repr, parse, printable_name
-from vdiff.training.spec import LARGEST, Spec, build, outline_of
+from vdiff.training.spec import Spec, build
 from vdiff.weighting import ELBO
 
 # with a process over tokens, in place of the defaults for images
@@ -124,7 +125,7 @@ class Config:
         values = {name: getattr(self, name) for name in CHECKS}
         wrong = _flaws(values)
         wrong = wrong or [error for name in CHECKS for error in CHECKS[name](name, values[name])]
-        _refuse(wrong or self._misfits())
+        _refuse(wrong or misfits(values))
 
     @property
     def own_network(self) -> bool:
@@ -226,61 +227,6 @@ class Config:
                 inner = inner[name]
             inner[last] = _value(path.strip(), text.strip())
         return Config.from_dict(values)
-
-    def _misfits(self) -> list[InvalidValue]:
-        """Fields that do not go together."""
-        takes: Iterable[str] = ("label", "augmented")
-        if not self.own_network:
-            network = getattr(networks, self.network["name"].partition(".")[0])
-            takes = inspect.signature(network.forward).parameters
-        chained, hybrid = self.chain is not None, self.bound_weight is not None
-        bound = self.weighting is None and not hybrid
-        labelled = "label" in takes and self.network.get("labels")
-        check, wrong = self._unless, list[InvalidValue]()
-        fits = self.batch % self.accumulate == 0
-        wrong += check(fits, "accumulate", f"divide the batch of {self.batch}")
-        fits, hint = labelled or not self.conditional, 'network: {"labels": 10, …}'
-        wrong += check(fits, "conditional", "come with a network that has labels", hint)
-        fits = not self.label_dropout or (
-            self.conditional and (self.network.get("labels") or 0) > 1
-        )
-        hint = "conditional=true, and the network has one class more than the data"
-        wrong += check(fits, "label_dropout", "come with a conditional network", hint)
-        fits = "augmented" in takes or self.augment != "flip-turn"
-        hint = "another network would learn turned images: VDMUNet, or augment='flip'"
-        wrong += check(fits, "augment", "come with a network that takes `augmented`", hint)
-        wrong += self._misfits_of_tokens(takes)
-        fits = not bound or self.decoder is not None or self.process is not None
-        wrong += check(fits, "decoder", "be given where the bound is trained")
-        fits = not hybrid or self.weighting is None
-        hint = "the hybrid loss has the plain squared error of ε"
-        wrong += check(fits, "weighting", "be left out where bound_weight is given", hint)
-        hint = "in continuous time it trains nothing"
-        wrong += check(chained or self.variance is None, "variance", "come with a chain", hint)
-        wrong += check(chained or not hybrid, "bound_weight", "come with a chain", hint)
-        fits, hint = not self.resampling or (chained and bound), "chain=T, without a weighting"
-        wrong += check(fits, "resampling", "come with the bound of a chain", hint)
-        fits, hint = not self.resampling or (self.chain or 0) <= LARGEST, "it remembers every step"
-        return wrong + check(fits, "chain", f"be at most {LARGEST:,} with resampling", hint)
-
-    def _misfits_of_tokens(self, takes: Iterable[str]) -> list[InvalidValue]:
-        """Fields that do not go together with a process over tokens, or without one."""
-        tokens, check = self.process is not None, self._unless
-        target, hint = self.parameterization["name"], ", ".join(of_tokens.__all__[:2])
-        fits = (target_room(self.parameterization) is of_tokens) is tokens
-        what = f"be one of {hint} with a process" if tokens else "come with a process over tokens"
-        wrong = [] if fits else [InvalidValue("parameterization", what, target)]
-        if not tokens:
-            fits = self.own_network or "logsnr" in takes
-            return wrong + check(fits, "process", "be given for a network over tokens")
-        names = ("decoder", "variance", "bound_weight")
-        for name in names:
-            wrong += check(getattr(self, name) is None, name, "be left out for tokens")
-        wrong += check(self.augment == "none", "augment", "be 'none' for tokens")
-        return wrong + check(not self.resampling, "resampling", "be false for tokens")
-
-    def _unless(self, holds: object, field: str, what: str, hint: str = "") -> list[InvalidValue]:
-        return [] if holds else [InvalidValue(field, what, getattr(self, field), hint)]
 
 
 def _default(name: str) -> Any:

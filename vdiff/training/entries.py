@@ -15,8 +15,9 @@ from vdiff.losses import VLB, Hybrid, Weighted
 from vdiff.nn import LevelHead
 from vdiff.resampling import LossSecondMoment
 from vdiff.training.fields import target_room
+from vdiff.training.outline import outline_of
 from vdiff.training.safe_json import json_repr
-from vdiff.training.spec import LARGEST, Spec, build, outline_of, spec_errors, spec_of
+from vdiff.training.spec import LARGEST, Spec, build, spec_errors, spec_of
 
 Entry = Any
 ROOMS = {"network": networks, "parameterization": parameterization, "variance": variance}

@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdiff._diffusion import Diffusion, diffusion_of
 from vdiff._validate import require
 from vdiff.data.images import like_pixels
+from vdiff.errors import InvalidType
 from vdiff.masks import MaskSampler, masks_of_step
 from vdiff.objective import Objective
 
@@ -43,6 +44,15 @@ def check_trainable(objective: Objective) -> None:
     came = f"{len(parameters):,}, all frozen" if parameters else "none"
     hint = "network.requires_grad_(True), or for a part of it network.head.requires_grad_(True)"
     require(free, "objective", "have parameters that require a gradient", came, hint)
+
+
+def network_to_train(objective: Objective) -> nn.Module:
+    """The network of an objective. Raises InvalidType for what has no weights."""
+    network = getattr(objective.model, "network", objective.model)
+    if not isinstance(network, nn.Module):
+        what, hint = "hold a network that is an nn.Module", "nothing else has weights"
+        raise InvalidType("objective", what, repr(network), hint)
+    return network
 
 
 def check_tokens(process: Diffusion, data: Tensor, mask: MaskSampler | None = None) -> None:

@@ -224,6 +224,28 @@ def _check_rebuilt(objective: Objective, config: Config, parts: Mapping[str, Any
 def _card(objective: Objective, config: Config, report: Report | None) -> str:
     """The model card."""
     network = getattr(objective.model, "network", objective.model)
+    facts = _facts(objective, config, report)
+    table = [f"| {title} | {text} |" for title, text in facts.items() if text]
+    own = [name for name, entry in config.items() if is_own(entry)]
+    given = "".join(f", {name}=…" for name in own)
+    lines = ["---", "library_name: vdiff", "tags: [diffusion]", "---", ""]
+    lines += [f"# {type(network).__name__}, a diffusion model", "", "| | |", "|---|---|", *table]
+    lines += ["", "```python", "from vdiff import Objective", ""]
+    lines += [f'objective = Objective.from_pretrained("."{given})', "```", ""]
+    if own:
+        lines += [f"Parts that are not in the files: {', '.join(own)}. They are given.", ""]
+    if objective.decoder is not None:
+        model = " --model FILE.py:NAME" if own else ""
+        about = ", a function that returns the Denoiser with them" if own else ""
+        lines += [f"On the command line{about}:", ""]
+        lines += [f"    vdiff evaluate .{model} --data test_photos/", ""]
+    if report is not None:
+        lines += ["```", str(report), "```", ""]
+    return "\n".join(lines)
+
+
+def _facts(objective: Objective, config: Config, report: Report | None) -> dict[str, str]:
+    """What a reader asks of a model first, each with its answer, which may be empty."""
     size = sum(p.numel() for p in objective.model.parameters())
     high, low = objective.schedule.logsnr_max, objective.schedule.logsnr_min
     data = ", ".join(objective.trained_on) or "unknown"
@@ -247,23 +269,7 @@ def _card(objective: Objective, config: Config, report: Report | None) -> str:
         "not evaluated" if report is None else str(report.total)
     )
     rows["saved with"] = ", ".join(f"{name} {value}" for name, value in versions().items())
-    table = [f"| {title} | {text} |" for title, text in rows.items() if text]
-    own = [name for name, entry in config.items() if is_own(entry)]
-    given = "".join(f", {name}=…" for name in own)
-    lines = ["---", "library_name: vdiff", "tags: [diffusion]", "---", ""]
-    lines += [f"# {type(network).__name__}, a diffusion model", "", "| | |", "|---|---|", *table]
-    lines += ["", "```python", "from vdiff import Objective", ""]
-    lines += [f'objective = Objective.from_pretrained("."{given})', "```", ""]
-    if own:
-        lines += [f"Parts that are not in the files: {', '.join(own)}. They are given.", ""]
-    if objective.decoder is not None:
-        model = " --model FILE.py:NAME" if own else ""
-        about = ", a function that returns the Denoiser with them" if own else ""
-        lines += [f"On the command line{about}:", ""]
-        lines += [f"    vdiff evaluate .{model} --data test_photos/", ""]
-    if report is not None:
-        lines += ["```", str(report), "```", ""]
-    return "\n".join(lines)
+    return rows
 
 
 def _words(entry: Entry) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,20 +12,21 @@ from filelock import BaseFileLock
 from torch import Tensor
 
 from vdiff._validate import Count, Given, OneOf, require, validated
-from vdiff.disk import absolute, append_line, remove, remove_stale, write_text
+from vdiff.disk import absolute, append_line, remove, remove_stale
 from vdiff.errors import InvalidValue, printable
-from vdiff.likelihood.protocol import versions, warn_if_versions_differ
+from vdiff.likelihood.protocol import versions
 from vdiff.objective import Objective
 from vdiff.training import checkpoint, structure, trained_on
+from vdiff.training._resume import read_of_config, resume, write_config
 from vdiff.training.config import Config
 from vdiff.training.loading import Loaded, differences, fingerprint, load_trained, weights_file
 from vdiff.training.lock import lock_folder
-from vdiff.training.logger import read_log, write_log
-from vdiff.training.ranks import broadcast, on_rank_zero, rank
+from vdiff.training.logger import read_log
+from vdiff.training.ranks import on_rank_zero, rank
 from vdiff.training.safe_json import read_json
 from vdiff.training.sources import Examples, source_of
-from vdiff.training.state import State, is_state
-from vdiff.training.weights import PICKLES, UNPICKLE, Facts, invalid_file, save_tensors
+from vdiff.training.state import State
+from vdiff.training.weights import PICKLES, UNPICKLE, Facts, save_tensors
 
 # what a training writes
 FILES = ("config.json", "ema.safetensors", "results.json", "table.txt", "log.jsonl")
@@ -129,7 +129,7 @@ class Run:
                 on_older()
             self.checkpoints.mkdir(exist_ok=True)
             remove_stale(self.folder)
-            self._write(self.config)
+            write_config(self.folder, self.config)
         except ValueError:
             self.close()
             raise
@@ -137,10 +137,6 @@ class Run:
             self.close()
             what, came = "be one that can be written to", f"{self.folder}: {error}"
             raise InvalidValue("folder", what, came) from error
-
-    def _write(self, config: Config) -> None:
-        text = json.dumps(config.asdict(), indent=2) + "\n"
-        write_text(self.folder / "config.json", text)
 
     def _has_training(self) -> bool:
         """Whether anything was trained here. A failed start leaves nothing to keep."""
@@ -186,58 +182,12 @@ class Run:
         before it is used. If there is none, the log of an earlier training becomes old-log.jsonl,
         with a warning. Raises ValueError if no checkpoint can be used.
         """
-        live = state.tensors()
-        read = partial(self.read, live=live)
-        facts = on_rank_zero(lambda: checkpoint.use_newest(self.checkpoints, read))
-        broadcast(live)
-        if facts is not None:
-            state.load_facts(facts["state"])
-            state.stream = facts.get("stream")
-            self._merge_provenance(state, facts)
-            if rank().is_zero and facts["config"]["steps"] < self.config.steps:
-                # more steps follow: the newest checkpoint counts
-                remove(self.folder / "ema.safetensors")
-        if rank().is_zero:
-            if facts is None and self.history():
-                old = checkpoint.unused_path(self.folder / "old-log.jsonl")
-                (self.folder / "log.jsonl").rename(old)
-                what = f"{self.folder} has a log and no checkpoint: the training starts again"
-                warnings.warn(f"{what} at step 0; the old log is {old.name}", stacklevel=2)
-            kept = [entry for entry in self.history() if entry.get("step", 0) <= state.step]
-            write_log(self.folder / "log.jsonl", kept)
-
-    def _merge_provenance(self, state: State, facts: Facts) -> None:
-        """Add the data of a checkpoint to the state's. Warn if the training continues with other
-        data, another objective or another mask. Raises ValueError for other data at another
-        path."""
-        now, old = state.provenance, Config.from_dict(facts["config"])
-        before = {name: facts.get(name, value) for name, value in now.items()}
-        before["mask"] = facts.get("mask")
-        same_data = set(now["data"]) <= set(before["data"])
-        if not same_data and old.data != self.config.data:
-            on_rank_zero(lambda: self._write(old))
-            what = f"be that of the run in {self.folder}, at another path"
-            hint = "other data is another run: take another folder"
-            raise InvalidValue("data", what, f"other images at {self.config.data}", hint)
-        same = all(now[name] == before[name] for name in ("unlike", "mask"))
-        if rank().is_zero and not (same_data and same):
-            what = "the run continues with other data, another objective or another mask"
-            warnings.warn(f"{what}: {now}, where it was {before}", stacklevel=2)
-        now["data"] = sorted({*before["data"], *now["data"]})
+        resume(self.folder, self.config, state)
 
     def read(self, path: Path, live: checkpoint.Tensors) -> dict[str, Any]:
         """Copy a checkpoint of this run into tensors; returns its facts. Raises ValueError if it
         is damaged or of another run."""
-        meta = checkpoint.read_meta(path)
-        facts = meta["facts"]
-        config, state = facts.get("config"), facts.get("state")
-        if not isinstance(config, dict) or not is_state(state) or state["step"] != meta["step"]:
-            raise invalid_file(path, "hold the state of a run", facts, "it is something else")
-        difference = differences(Config.from_dict(config).asdict(), self.config.asdict())
-        if difference:
-            raise invalid_file(path, "be of this run's config", difference, "it is of another run")
-        warn_if_versions_differ("the run", facts.get("versions"))
-        return checkpoint.read(path, live)
+        return read_of_config(path, self.config, live)
 
     def store(self, state: State) -> bool:
         """Write a checkpoint and delete the oldest beyond `keep`; returns whether it was written.

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vdiff._diffusion import diffusion_of
 from vdiff._precision import device_of, to_float64
-from vdiff.errors import InvalidType, InvalidValue
+from vdiff.errors import InvalidValue
 from vdiff.likelihood.estimate import Estimate
 from vdiff.masks import MaskSampler, name_of
 from vdiff.objective import Objective
@@ -22,7 +22,7 @@ from vdiff.training.batches import Batches, seed_everything
 from vdiff.training.config import Config
 from vdiff.training.failures import autocast, memory_hint, not_finite
 from vdiff.training.logger import AsyncMetrics, Logger, StepMetrics
-from vdiff.training.mistakes import check_trainable, warn_of_pixels
+from vdiff.training.mistakes import check_trainable, network_to_train, warn_of_pixels
 from vdiff.training.ranks import all_reduce, broadcast, on_rank_zero, rank
 from vdiff.training.run import Run
 from vdiff.training.sources import Examples
@@ -63,34 +63,14 @@ class Trainer:
         self.batches = Batches(data, config, workers=workers, **options)
         self.objective, self.looked = objective.train(), not self.rank.is_zero
         check_trainable(objective)
-        network = getattr(objective.model, "network", objective.model)
-        if not isinstance(network, nn.Module):
-            what, hint = "hold a network that is an nn.Module", "nothing else has weights"
-            raise InvalidType("objective", what, repr(network), hint)
+        network = network_to_train(objective)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(objective, config)
-        source = self.batches.source
-        hashed = on_rank_zero(lambda: source.fingerprint(config.conditional))
-        self.state.provenance = {"data": [hashed], "split": source.record}
-        self.state.provenance["mask"] = None if mask is None else name_of(mask)
-        if run is not None:
-            self.state.provenance["unlike"] = check_structure(objective, config)
-            self.state.stream = self._stream_state()
-            run.restore(self.state)
-            on_rank_zero(lambda: remember(run.folder, data, hashed, finite=mask is None))
-            if self.batches.stream is not None:
-                self.batches.stream.load(self.state.stream)
-        else:
-            broadcast(self.state.tensors())
+        self._restore(data, mask)
         if config.compile:
             network.compile()
-        self.wrapped: nn.Module = objective
-        if self.rank.world_size > 1:
-            self.wrapped = DistributedDataParallel(objective, static_graph=True)
-            # they are equal already; some versions of torch deprecate the argument
-            self.wrapped.broadcast_buffers = False
-            self.warm_up_ddp()
+        self._distribute()
         groups = {group["name"]: group["params"] for group in self.state.optimizer.param_groups}
         self.network_parameters = groups.get("model", [])
         self.schedule_parameters = groups.get("schedule", [])
@@ -99,6 +79,31 @@ class Trainer:
         self.unit = "bits_per_dim" if whole else "loss"
         self.bits = "bits_per_dim" if process.continuous else "bits_per_token"
         self.last: StepMetrics | None = None
+
+    def _restore(self, data: Examples, mask: MaskSampler | None) -> None:
+        """Record what is trained on, and resume from the run, if there is one."""
+        source, state, run = self.batches.source, self.state, self.run
+        hashed = on_rank_zero(lambda: source.fingerprint(self.config.conditional))
+        state.provenance = {"data": [hashed], "split": source.record}
+        state.provenance["mask"] = None if mask is None else name_of(mask)
+        if run is None:
+            broadcast(state.tensors())
+            return
+        state.provenance["unlike"] = check_structure(self.objective, self.config)
+        state.stream = self._stream_state()
+        run.restore(state)
+        on_rank_zero(lambda: remember(run.folder, data, hashed, finite=mask is None))
+        if self.batches.stream is not None:
+            self.batches.stream.load(state.stream)
+
+    def _distribute(self) -> None:
+        """Wrap the objective in DDP where there are several processes."""
+        self.wrapped: nn.Module = self.objective
+        if self.rank.world_size > 1:
+            self.wrapped = DistributedDataParallel(self.objective, static_graph=True)
+            # they are equal already; some versions of torch deprecate the argument
+            self.wrapped.broadcast_buffers = False
+            self.warm_up_ddp()
 
     def warm_up_ddp(self) -> None:
         """Run one backward pass that changes nothing. With a static graph, DDP finds parameters
