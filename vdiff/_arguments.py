@@ -155,9 +155,9 @@ def decoder_factorises(
 
 def noise_on_chain(schedule: Schedule, steps: int | None) -> None:
     """Rule: λ = −∞ needs a chain."""
-    hint = f"the table is one of a chain: steps={getattr(schedule, 'steps', 'T')}"
-    on_chain = steps is not None or not schedule.reaches_noise
-    require(on_chain, "steps", "be given where λ_min is −∞", steps, hint)
+    if steps is None and schedule.reaches_noise:
+        hint = f"the table is one of a chain: steps={getattr(schedule, 'steps', 'T')}"
+        raise InvalidValue("steps", "be given where λ_min is −∞", None, hint)
 
 
 def finite_end(schedule: Schedule) -> None:
@@ -194,9 +194,8 @@ def variance_trained(model: Any) -> None:
         "with elbo(…, steps=T) or hybrid_loss(…, steps=T)"
     )
     for denoiser in denoisers(model) if torch.is_grad_enabled() else ():
-        trains = any(p.requires_grad for p in denoiser.parameters())
-        variance = denoiser.variance
-        require(not (variance.learned and trains), "model", what, repr(variance), hint)
+        if denoiser.variance.learned and any(p.requires_grad for p in denoiser.parameters()):
+            raise InvalidValue("model", what, repr(denoiser.variance), hint)
 
 
 def variance_on_chain(model: Any, steps: int | None) -> None:

@@ -21,8 +21,9 @@ def batch(value: Any, argument: str, given: Given) -> Any:
     requirement = "have shape (batch, …) with one dimension or more behind the batch"
     hint = "one example needs x[None], scalar examples need x[:, None]"
     require(len(shape) > 1, argument, requirement, tuple(shape), hint)
-    got, hint = f"shape {tuple(shape)}", "an empty batch has no mean"
-    require(0 not in shape, argument, "hold at least one example", got, hint)
+    if 0 in shape:
+        hint = "an empty batch has no mean"
+        raise InvalidValue(argument, "hold at least one example", f"shape {tuple(shape)}", hint)
     return value
 
 
