@@ -49,6 +49,7 @@ from vdiff.nn import Transformer
 from vdiff.terminal import replace_unencodable, say
 from vdiff.times import generator_of
 
+MASKED = "masked, left to right"
 SAMPLES = 4  # windows that each network writes
 QUICK = 64  # windows of the selection and of the test with --quick
 
@@ -108,7 +109,7 @@ def in_order_bits(networks: dict[str, Transformer], parts: list[Windows]) -> dic
     for name, network in networks.items():
         p = in_order(network, test)
         share = best_share(in_order(network, selection), q_selection)
-        row = name if network.causal else f"{name}, left to right"
+        row = name if network.causal else MASKED
         say(f"{row}, with counts: {share:.2f} of the {ngram.order}-gram of tokens")
         bits |= {row: bits_of(p), f"{row}, with counts": bits_of(torch.lerp(p, q, share))}
     return bits
@@ -134,6 +135,9 @@ def measured(
         "unigram": torch.from_numpy(bits_by_window(NGram(before, 1), test.content)),
         "uniform": 8.0 * test.bytes,
     }
+    less = bits[f"{MASKED}, with counts"] - bits[f"{ngram.order}-gram of bytes"]
+    value, error = per_byte(less, test.bytes)
+    say(f"{MASKED}, with counts, less the {ngram.order}-gram: {value:.4f} ± {error:.4f}")
     rows = {"masked diffusion": Row(found.value, found.monte_carlo, found.images)}
     rows |= {name: Row.of(each, test.bytes, masked) for name, each in bits.items()}
     name = f"{ngram.order}-gram, not in windows"
@@ -160,7 +164,7 @@ def parsed() -> argparse.Namespace:
     for name, (number, what) in numbers.items():
         what = f"{what} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=positive, default=number, help=what)
-    parser.add_argument("--minutes", type=float, default=3.75, help="of training of each network")
+    parser.add_argument("--minutes", type=float, default=3.25, help="of training of each network")
     parser.add_argument("--steps", type=positive, help="of training of each, instead of minutes")
     parser.add_argument("--lr", type=float, default=1.4e-2, help="(default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")

@@ -181,8 +181,10 @@ class Experiment:
             ),
             flush=True,
         )
-        reached, lines = reach.covered(self.options.paths)
-        print(f"{reached} of {lines} statements reached: {reached / lines:.1%}", flush=True)
+        package = [str(path.relative_to(ROOT)) for path in (ROOT / "vdiff").rglob("*.py")]
+        for name, paths in (("these files", self.options.paths), ("the package", package)):
+            reached, lines = reach.covered(paths)
+            print(f"{reached} of {lines} statements of {name} reached: {reached / lines:.1%}")
         started, running = time.monotonic(), dict[int, Mutant]()
         for done, (path, index) in enumerate(self.chosen, 1):
             mutant = Mutant(path, index)

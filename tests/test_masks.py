@@ -99,6 +99,7 @@ def test_a_mixture_draws_in_proportion_to_its_weights():
     every = masks.flatten(1).all(1).double()
     assert abs(every.mean() - 0.75) < 4 * (0.75 * 0.25 / len(every)) ** 0.5
     assert Mixture([NothingGiven()] * 2).weights == (1.0, 1.0)
+    assert Mixture([NothingGiven()] * 2, [0.25, 0.5]).weights == (0.25, 0.5)
 
 
 def chi_square(counts, expected):
